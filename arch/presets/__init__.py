@@ -1,0 +1,1 @@
+"""Presets: architecture specs as data, one TOML file each."""

@@ -1,0 +1,1 @@
+"""The compiler: model -> graph -> sparsify, quantise -> lower -> map and tile -> schedule -> allocate -> Program."""

@@ -1,0 +1,3 @@
+"""Gossamer: hardware/simulator co-design for sparse accelerators."""
+
+__version__ = "0.1.0"

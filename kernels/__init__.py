@@ -1,0 +1,1 @@
+"""CPU reference kernels: exact integer arithmetic that the simulator and the tests rely on."""

@@ -1,0 +1,1 @@
+"""The RTL generator: Amaranth components made from an ArchSpec."""

@@ -1,0 +1,1 @@
+"""The simulator: runs a Program, values by kernels and time by recurrences."""
