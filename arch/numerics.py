@@ -23,6 +23,8 @@ __all__ = [
     "ACC_MIN",
     "MULTIPLIER_BITS",
     "RESIDUAL_MULTIPLIER_BITS",
+    "RESIDUAL_SHIFT_MAX",
+    "RESIDUAL_SHIFT_MIN",
     "SHIFT_MAX",
     "SHIFT_MIN",
     "Requant",
@@ -42,8 +44,14 @@ MULTIPLIER_BITS = 24
 RESIDUAL_MULTIPLIER_BITS = 16
 """The residual's multiplier is per tensor and unsigned, below 2**16."""
 
+RESIDUAL_SHIFT_MIN, RESIDUAL_SHIFT_MAX = 9, 31
+"""Legal residual shifts. At least 9, so that a residual is scaled by less than 2**7."""
+
 SHIFT_MIN, SHIFT_MAX = 1, 47
-"""Legal right shifts. 47 keeps (acc + bias) * multiplier + residual_term within a signed 64-bit word."""
+"""Legal right shifts. With a residual, shift >= residual_shift.
+
+The largest sum is 2**31 * 2**24 + (2**8 * 2**16 << (47 - 9)) < 2**63: it stays within a signed 64-bit word.
+"""
 
 
 def code_range(signed: bool) -> tuple[int, int]:
@@ -107,7 +115,9 @@ def requantise(
     return codes.astype(np.int16)
 
 
-def quantise_multiplier(scale: ArrayLike, shift_min: int = SHIFT_MIN) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def quantise_multiplier(
+    scale: ArrayLike, shift_min: int = SHIFT_MIN
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Write real scales as multiplier / 2**shift with the most precise legal multiplier.
 
     scale : float64 [any shape], finite, >= 0 and < 2**(24 - shift_min). Returns (multiplier, shift), int64.
@@ -128,14 +138,14 @@ def quantise_multiplier(scale: ArrayLike, shift_min: int = SHIFT_MIN) -> tuple[N
 
 
 def quantise_residual(ratio: float) -> tuple[int, int]:
-    """Write residual_scale / output_scale as multiplier / 2**shift with a 16-bit multiplier and the shift in 0..31.
+    """Write residual_scale / output_scale as multiplier / 2**shift, a 16-bit multiplier and a shift in 9..31.
 
-    Raises ValueError when the ratio is not finite, negative, or 2**16 and more.
+    Raises ValueError when the ratio is not finite, negative, or 127 and more.
     """
-    if not np.isfinite(ratio) or ratio < 0 or ratio >= 2.0**RESIDUAL_MULTIPLIER_BITS - 0.5:
-        raise ValueError(f"residual ratio must be in [0, {2**RESIDUAL_MULTIPLIER_BITS}), not {ratio!r}")
+    if not np.isfinite(ratio) or not 0 <= ratio < 127:
+        raise ValueError(f"residual ratio must be in [0, 127), not {ratio!r}")
     _, exponent = np.frexp(ratio)
-    shift = int(np.clip(RESIDUAL_MULTIPLIER_BITS - int(exponent), 0, 31))
+    shift = int(np.clip(RESIDUAL_MULTIPLIER_BITS - int(exponent), RESIDUAL_SHIFT_MIN, RESIDUAL_SHIFT_MAX))
     multiplier = round(ratio * 2.0**shift)
     if multiplier >= 1 << RESIDUAL_MULTIPLIER_BITS:
         shift -= 1

@@ -1,0 +1,124 @@
+"""What the front end hands to the back end: quantised layers in execution order, free of any hardware.
+
+Everything the array computes is one of two kinds of Layer: a convolution (a linear layer is a 1x1 convolution over
+tokens, a flattened one has a kernel as large as the map, average pooling, addition and copy are depthwise), or a
+maximum over a window. What the array cannot run is a HostSegment for onnxruntime.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Conv", "HostSegment", "MaxPool", "Network", "Tensor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """An 8-bit activation tensor: real = scale * (code - zero_point).
+
+    shape : (N, C, H, W), as the array sees it; tokens [..., features] appear as (1, features, 1, tokens).
+    model_shape : the shape the model gave it; channels_last tells which axis of it holds C.
+    """
+
+    name: str
+    shape: tuple[int, int, int, int]
+    scale: float
+    zero_point: int
+    signed: bool
+    model_shape: tuple[int, ...] = ()
+    channels_last: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv:
+    """Convolution with a fused epilogue: bias, requantise, optional residual addition, clamp, optional table.
+
+    inputs : tensors whose channels are concatenated (one, unless a Concat was absorbed); all share scale and
+             zero point.
+    weight : int8 [out_channels, in_channels / groups, kernel_h, kernel_w];  bias : int32 [out_channels]
+    scale : float64 [out_channels], input scale * weight scale / output scale (of the code before the table).
+    stride, dilation : (vertical, horizontal);  pads : (top, left, bottom, right), filled with the zero point.
+    residual : tensor added after scaling, with residual_ratio = its scale / output scale.
+    zero_point, lo, hi : output code of zero and the clamp, before the table;  signed : the output's code range.
+    table : 256 output codes as uint8 bit patterns, indexed by the clamped code & 0xFF, or None.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+    weight: NDArray[np.int8]
+    bias: NDArray[np.int32]
+    scale: NDArray[np.float64]
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    groups: int = 1
+    residual: str | None = None
+    residual_ratio: float = 0.0
+    zero_point: int = 0
+    lo: int = -128
+    hi: int = 127
+    signed: bool = True
+    table: NDArray[np.uint8] | None = None
+    pattern: str = "dense"
+    """What the sparsify pass found or imposed: dense, N:M, block RxC, unstructured, ... (for reports)."""
+    source: tuple[str, ...] = ()
+    """Names of the model's nodes that this layer computes (for reports)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxPool:
+    """Maximum over a window; padding never wins. Codes pass unchanged (output scale = input scale), then clamp."""
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    lo: int = -128
+    hi: int = 127
+    source: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostSegment:
+    """Part of the model that onnxruntime runs.
+
+    model : a serialised ONNX model. Its inputs and outputs are named as the tensors they carry: a Tensor of the
+    network crosses as 8-bit codes in its model_shape (the segment dequantises and quantises), anything else as is.
+    reason : why it is here, for the user.  macs : multiply-accumulates it does.
+    """
+
+    name: str
+    model: bytes
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    reason: str
+    ops: tuple[str, ...] = ()
+    macs: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A quantised network, ready to be mapped.
+
+    stages run in this order. inputs and outputs are the model's, by name; one that is a Tensor is quantised and
+    dequantised at the border, any other belongs to a HostSegment.
+    """
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    stages: tuple[Conv | MaxPool | HostSegment, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    host_types: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    """dtype and shape of the model's inputs and outputs, and of what host segments exchange."""
+
+    @property
+    def layers(self) -> tuple[Conv | MaxPool, ...]:
+        """The stages that the accelerator runs."""
+        return tuple(s for s in self.stages if not isinstance(s, HostSegment))
