@@ -71,7 +71,7 @@ def round_shift(value: ArrayLike, shift: ArrayLike) -> NDArray[np.int64]:
     remainder = v - (quotient << s)
     half = (np.int64(1) << s) >> 1
     up = (remainder > half) | ((remainder == half) & (half > 0) & ((quotient & 1) == 1))
-    return quotient + up
+    return np.asarray(quotient + up, dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +115,7 @@ def requantise(
     return codes.astype(np.int16)
 
 
-def quantise_multiplier(
-    scale: ArrayLike, shift_min: int = SHIFT_MIN
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def quantise_multiplier(scale: ArrayLike, shift_min: int = SHIFT_MIN) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Write real scales as multiplier / 2**shift with the most precise legal multiplier.
 
     scale : float64 [any shape], finite, >= 0 and < 2**(24 - shift_min). Returns (multiplier, shift), int64.
