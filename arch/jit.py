@@ -1,0 +1,40 @@
+"""`jit`: numba's njit with a cache that can never serve a stale kernel.
+
+Numba keys a cached function by the content of its own file, so a cached caller keeps the old code of a callee in
+another file. Here the key is the digest of every source file of the rooms with compiled code: when any of them
+changes, everything is compiled again, also after an upgrade of the package.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from numba import njit
+
+__all__ = ["jit", "source_digest"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_COMPILED_ROOMS = ("arch", "kernels", "sim")
+
+
+@cache
+def source_digest() -> str:
+    """SHA-256 over the sources of the rooms whose functions are compiled."""
+    package = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for room in _COMPILED_ROOMS:
+        for path in sorted((package / room).rglob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def jit(function: F) -> F:
+    """Compile in nopython mode on first call; cached on disk, keyed by all sources."""
+    compiled = njit(cache=True)(function)
+    index = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if index is not None:
+        index._source_stamp = source_digest()
+    return cast("F", compiled)
