@@ -1,0 +1,184 @@
+"""The shape of the house: packages, links and folders agree, and rooms import in one direction only."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gossamer.arch
+import gossamer.compiler
+import gossamer.kernels
+import gossamer.rtl
+import gossamer.sim  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[1]
+
+MAY_IMPORT = {
+    "arch": set(),
+    "kernels": {"arch"},
+    "sim": {"arch", "kernels"},
+    "compiler": {"arch"},
+    "rtl": {"arch"},
+}
+"""Which other rooms a room may import."""
+
+NUMBA_ROOMS = {"arch", "kernels", "sim"}
+"""Rooms that conftest.py and the Makefile digest for the name of numba's cache."""
+
+HEAVY = {"amaranth", "matplotlib", "networkx", "numba", "onnx", "onnxruntime", "scipy"}
+"""What `import gossamer` must not load: every `import gossamer.<room>` would pay for it."""
+
+UNSAFE_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
+UNSAFE_CALLS = {"__import__", "eval", "exec"}
+
+SOURCES = [path for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
+TOP_LEVEL = sorted((ROOT / "gossamer").glob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of every import, wherever it stands in the file.
+
+    >>> list(imported(ast.parse("from gossamer.arch import spec")))
+    [(1, 'gossamer.arch.spec')]
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def wrong_imports(room: str, source: str) -> list[str]:
+    """Imports in a file of this room that break the direction."""
+    wrong = []
+    for line, name in imported(ast.parse(source)):
+        top, _, rest = name.partition(".")
+        if top != "gossamer" or rest == "__version__":
+            continue
+        target = rest.partition(".")[0]
+        if target not in {room} | MAY_IMPORT[room]:
+            wrong.append(f"line {line}: {room} may not import {name}")
+    return wrong
+
+
+def unsafe_uses(source: str) -> list[str]:
+    """Uses of pickle and its kin, eval and exec."""
+    tree = ast.parse(source)
+    found = [f"line {line}: {name}" for line, name in imported(tree) if name.partition(".")[0] in UNSAFE_MODULES]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in UNSAFE_CALLS:
+            found.append(f"line {node.lineno}: {node.id}")
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+            found.append(f"line {node.value.lineno}: allow_pickle")
+    return found
+
+
+def test_every_package_is_shipped() -> None:
+    """A folder missing from the list works in an editable install and is absent from the wheel."""
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = {path.parent.relative_to(ROOT) for path in SOURCES}
+    names = {".".join(("gossamer", *folder.parts)): folder.as_posix() for folder in folders}
+    assert set(config["tool"]["setuptools"]["packages"]) == {"gossamer", *names}
+    assert config["tool"]["setuptools"]["package-dir"] == {"gossamer": "gossamer", **names}
+
+
+def test_every_package_has_an_init() -> None:
+    folders = {path.parent for path in SOURCES}
+    assert [name_of(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_link_leads_to_room(room: str) -> None:
+    link = ROOT / "gossamer" / room
+    if not link.is_symlink():
+        pytest.skip("this checkout has no symbolic links; an installed package does not need them")
+    assert link.resolve() == ROOT / room
+
+
+def test_rooms_are_not_top_level_modules() -> None:
+    """`import arch.spec` would be a second copy of every class in it."""
+    loaded = {room: sys.modules[room] for room in MAY_IMPORT if room in sys.modules}
+    ours = [room for room, module in loaded.items() if str(getattr(module, "__file__", "")).startswith(str(ROOT))]
+    assert ours == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_direction_of_imports(path: Path) -> None:
+    assert wrong_imports(path.relative_to(ROOT).parts[0], path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "line"),
+    [
+        ("arch", "import gossamer.kernels"),
+        ("arch", "from gossamer import kernels"),
+        ("sim", "def f():\n    from gossamer.compiler.layers import Conv"),
+        ("rtl", "from gossamer.kernels import dot"),
+        ("compiler", "if TYPE_CHECKING:\n    import gossamer.sim.engine"),
+        ("kernels", "import gossamer"),
+        ("kernels", "from gossamer.api import compile"),
+    ],
+)
+def test_wrong_direction_is_found(room: str, line: str) -> None:
+    assert len(wrong_imports(room, line)) == 1
+
+
+def test_right_direction_is_accepted() -> None:
+    assert wrong_imports("sim", "import numpy\nfrom gossamer.kernels import dot\nfrom gossamer.arch import isa") == []
+    assert wrong_imports("arch", "from gossamer import __version__") == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_numba_stays_in_digested_rooms(path: Path) -> None:
+    """A compiled function elsewhere could be served stale from numba's cache (see conftest.py)."""
+    uses = any(name.partition(".")[0] == "numba" for _, name in imported(ast.parse(path.read_text())))
+    assert not uses or path.relative_to(ROOT).parts[0] in NUMBA_ROOMS
+
+
+def test_digested_rooms_are_named_alike() -> None:
+    conftest = re.search(r"^NUMBA_ROOMS = \((.*)\)$", (ROOT / "conftest.py").read_text(), re.MULTILINE)
+    makefile = re.search(r"\$\(shell find ([a-z ]+) -name", (ROOT / "Makefile").read_text())
+    assert conftest is not None
+    assert set(re.findall(r"\w+", conftest[1])) == NUMBA_ROOMS
+    assert makefile is not None
+    assert set(makefile[1].split()) == NUMBA_ROOMS
+
+
+@pytest.mark.parametrize("path", SOURCES + TOP_LEVEL, ids=name_of)
+def test_no_pickle_eval_or_exec(path: Path) -> None:
+    """Files that users exchange (specs, models, programs) are data, never code."""
+    assert unsafe_uses(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "eval('1')",
+        "f = exec",
+        "np.load(path, allow_pickle=True)",
+        "np.load(path, allow_pickle=trust)",
+    ],
+)
+def test_unsafe_use_is_found(line: str) -> None:
+    assert len(unsafe_uses(line)) == 1
+
+
+@pytest.mark.parametrize("module", ["gossamer", *(f"gossamer.{path.stem}" for path in TOP_LEVEL)])
+def test_import_is_light(module: str) -> None:
+    if module.endswith(("__init__", "__main__")):
+        pytest.skip("the same as gossamer, or runs the command line")
+    code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == []
