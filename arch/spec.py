@@ -116,8 +116,10 @@ class ArchSpec:
             ),
             (
                 self.activation_bytes % act_unit == 0,
-                f"activation_bytes must be a multiple of {act_unit} (row of {self.activation_row_bytes} bytes x "
-                f"{self.activation_partitions} partitions), not {self.activation_bytes}",
+                (
+                    f"activation_bytes must be a multiple of {act_unit} (row of {self.activation_row_bytes} bytes x "
+                    f"{self.activation_partitions} partitions), not {self.activation_bytes}"
+                ),
             ),
             (
                 self.activation_bytes // self.hop <= 2**16,
@@ -125,18 +127,24 @@ class ArchSpec:
             ),
             (
                 self.output_bytes % out_unit == 0 and self.output_bytes >= block,
-                f"output_bytes must be a multiple of {out_unit} (beat x partitions) and at least one channel block "
-                f"({block}), not {self.output_bytes}",
+                (
+                    f"output_bytes must be a multiple of {out_unit} (beat x partitions) and at least one channel block "
+                    f"({block}), not {self.output_bytes}"
+                ),
             ),
             (
                 (self.offset_steps * 2) % b == 0,
-                f"offset_steps must be a multiple of {max(1, b // 2)} (entries of 2 bytes a beat), "
-                f"not {self.offset_steps}",
+                (
+                    f"offset_steps must be a multiple of {max(1, b // 2)} (entries of 2 bytes a beat), "
+                    f"not {self.offset_steps}"
+                ),
             ),
             (
                 (self.parameter_channels * 8) % self.parameter_row_bytes == 0,
-                f"parameter_channels must be a multiple of {self.parameter_row_bytes // 8}, "
-                f"not {self.parameter_channels}",
+                (
+                    f"parameter_channels must be a multiple of {self.parameter_row_bytes // 8}, "
+                    f"not {self.parameter_channels}"
+                ),
             ),
             (
                 self.parameter_channels >= c,

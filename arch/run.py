@@ -1,0 +1,131 @@
+"""What a run leaves behind, the same for simulator and RTL: outputs, cycles, events and counters.
+
+`==` compares all of it; `difference` names the first event that is not the same.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.arch.isa import SEMAPHORES, LoadKind, Unit, disassemble
+from gossamer.arch.program import Program
+
+__all__ = ["COUNTERS", "EVENT_FIELDS", "Run", "StageRun", "counter_names"]
+
+EVENT_FIELDS = ("unit", "fetched", "start", "first_beat", "last_beat", "free", "end", "waited")
+"""Columns of an event log, one row an instruction in program order (END: fetched, start and end are its dispatch).
+first_beat and last_beat are -1 for units that do not use the bus. See arch/timing.py for what each means."""
+
+
+def counter_names() -> tuple[str, ...]:
+    """The hardware's counters in register order.
+
+    busy_U : cycles from start to free, summed.  stall_U_CAUSE : cycles unit U was free but could not start its next
+    instruction, because it was not fetched, or else because of the semaphore with the lowest index that was missing.
+    beats and bursts : on the bus, by what they carried.  steps, slots : steps, and steps * positions, of all MATMULs.
+    """
+    units = (Unit.LOAD, Unit.MATMUL, Unit.DRAIN, Unit.STORE)
+    names = [f"busy_{u.name.lower()}" for u in units]
+    for u in units:
+        names.append(f"stall_{u.name.lower()}_fetch")
+        names += [f"stall_{u.name.lower()}_{s.name}" for s in SEMAPHORES if s.waiter is u]
+    names += [f"beats_read_{k.name.lower()}" for k in LoadKind]
+    names += ["beats_written", "beats_fetched", "bursts_read", "bursts_written", "bursts_fetched", "steps", "slots"]
+    return tuple(names)
+
+
+COUNTERS = counter_names()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StageRun:
+    """One accelerator stage: its cycles, events int64 [instructions, len(EVENT_FIELDS)] and counters."""
+
+    name: str
+    cycles: int
+    events: NDArray[np.int64]
+    counters: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A Program's run. outputs : model outputs by name;  memory : DRAM at the end (None if values were off)."""
+
+    program: Program
+    stages: tuple[StageRun, ...]
+    outputs: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    memory: NDArray[np.uint8] | None = None
+    statistics: Mapping[str, float] = field(default_factory=dict)
+    """What only a model can count (useful MACs, bytes of each on-chip memory); not part of equality."""
+
+    @property
+    def cycles(self) -> int:
+        """Cycles of all accelerator stages."""
+        return sum(s.cycles for s in self.stages)
+
+    @property
+    def seconds(self) -> float:
+        """Time on the accelerator at the spec's clock."""
+        return self.cycles / (self.program.spec.clock_mhz * 1e6)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Counters summed over the stages."""
+        return {name: sum(s.counters[name] for s in self.stages) for name in COUNTERS}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and self.difference(other) is None
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def difference(self, other: "Run") -> str | None:
+        """The first thing in which two runs differ, or None: an event, cycles, a counter, a byte of memory."""
+        if len(self.stages) != len(other.stages):
+            return f"{len(self.stages)} stages against {len(other.stages)}"
+        for mine, theirs in zip(self.stages, other.stages, strict=True):
+            found = self._stage_difference(mine, theirs)
+            if found:
+                return f"stage {mine.name!r}: {found}"
+        if self.memory is not None and other.memory is not None:
+            if self.memory.shape != other.memory.shape:
+                return f"memory of {self.memory.size} bytes against {other.memory.size}"
+            wrong = np.flatnonzero(self.memory != other.memory)
+            if wrong.size:
+                at = int(wrong[0])
+                return (
+                    f"{wrong.size} bytes of memory differ, the first at {at:#x}{self._owner(at)}: "
+                    f"{self.memory[at]} against {other.memory[at]}"
+                )
+        for name, value in self.outputs.items():
+            if name not in other.outputs or not np.array_equal(value, other.outputs[name]):
+                return f"output {name!r} differs"
+        return None
+
+    def _stage_difference(self, mine: StageRun, theirs: StageRun) -> str | None:
+        if mine.events.shape != theirs.events.shape:
+            return f"{len(mine.events)} events against {len(theirs.events)}"
+        rows = np.flatnonzero(np.any(mine.events != theirs.events, axis=1))
+        if rows.size:
+            stage = next(s for s in self.program.accelerator_stages if s.name == mine.name)
+            order = rows[np.argsort(np.minimum(mine.events[rows, 2], theirs.events[rows, 2]), kind="stable")]
+            i = int(order[0])
+            fields = [
+                f"{EVENT_FIELDS[k]} {mine.events[i, k]} against {theirs.events[i, k]}"
+                for k in np.flatnonzero(mine.events[i] != theirs.events[i])
+            ]
+            text = disassemble(self.program.instructions[stage.first + i])
+            return f"{rows.size} events differ, the first is instruction {i} ({text}): {', '.join(fields)}"
+        if mine.cycles != theirs.cycles:
+            return f"{mine.cycles} cycles against {theirs.cycles}"
+        for name in COUNTERS:
+            if mine.counters[name] != theirs.counters[name]:
+                return f"counter {name} is {mine.counters[name]} against {theirs.counters[name]}"
+        return None
+
+    def _owner(self, address: int) -> str:
+        for tensor in self.program.tensors.values():
+            if tensor.address <= address < tensor.address + tensor.size:
+                return f" (tensor {tensor.name!r})"
+        return ""
