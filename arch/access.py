@@ -239,7 +239,7 @@ def _touch(
             n = _region(rows, n, i, 0, beat, f[L_ADDR], shape)
             total = f[L_BEATS] * f[L_ROWS] * f[L_BLOCKS]
             kind, dest = f[L_KIND], f[L_DEST]
-            if kind == _ACTIVATION or kind == _OUTPUT:
+            if kind in (_ACTIVATION, _OUTPUT):
                 low, high = dest * beat, (dest + f[L_BLOCKS] * f[L_TR] * f[L_TB]) * beat
                 if kind == _ACTIVATION:
                     n = _put(rows, n, i, _ACT, low, high, 1)
