@@ -1,0 +1,255 @@
+"""The command line: `gossamer compile`, `run`, `inspect`, `presets`, `schema`.
+
+What a command finds goes to stdout, as text or with --json as one JSON document; everything else goes to stderr.
+Exit codes: 0 done; 1 Gossamer refused, the reason is the line on stderr; 2 the command line is wrong; 3 a bug.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+import gossamer
+from gossamer import __version__, inspection, report
+from gossamer.arch.errors import GossamerError, ModelError
+from gossamer.arch.spec import ArchSpec, json_schema, preset_names
+
+__all__ = ["app", "main"]
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="gossamer",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Hardware/simulator co-design for sparse accelerators.",
+    epilog="Exit codes: 0 done; 1 refused, for the reason on stderr; 2 wrong usage; 3 a bug in Gossamer.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, all else on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", envvar="GOSSAMER_DEBUG")]
+
+
+def main() -> None:
+    """Entry point of the `gossamer` script."""
+    app(prog_name="gossamer")
+
+
+def _command(function: Callable[P, None]) -> Callable[P, None]:
+    """Register a command whose errors become one line on stderr and an exit code."""
+
+    @wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+            raise  # typer's own, and a reader who has seen enough
+        except Exception as error:
+            if kwargs.get("debug"):
+                traceback.print_exc(file=sys.stderr)
+            if isinstance(error, GossamerError):
+                message, code = str(error), 1
+            elif isinstance(error, OSError):
+                message, code = f"{error.filename}: {error.strerror}" if error.filename else str(error), 1
+            else:
+                message, code = f"a bug in Gossamer ({type(error).__name__}: {error}); --debug shows where", 3
+            typer.secho("error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
+            typer.echo(" ".join(message.split()), err=True)
+            raise typer.Exit(code) from error
+
+    app.command(no_args_is_help=False)(guarded)
+    return guarded
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gossamer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _complete_spec(incomplete: str) -> list[str]:
+    """Preset names for the shell; with none that fits, the shell completes files."""
+    return [name for name in preset_names() if name.startswith(incomplete)]
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _dims(pairs: list[str]) -> dict[str, int]:
+    """name=value options as a mapping."""
+    dims = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        if not name or not value.isascii() or not value.isdecimal() or int(value) == 0:
+            raise typer.BadParameter(f"{pair!r} must be NAME=VALUE with a positive integer, such as batch=1")
+        dims[name] = int(value)
+    return dims
+
+
+def _load_arrays(path: Path) -> Mapping[str, Any]:
+    """Arrays by name from an .npz file. Raises ModelError."""
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise ModelError(f"{str(path)!r} holds one nameless array; save with numpy.savez(file, name=array)")
+            return {name: arrays[name] for name in arrays.files}
+    except OSError as error:
+        raise ModelError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{str(path)!r} is not an .npz file of numbers: {error}") from error
+
+
+def _save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write an .npz file. numpy.savez takes names as keywords: it could not write an output called "file"."""
+    import zipfile
+
+    import numpy as np
+
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, value in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
+
+
+def _api(name: str) -> Callable[..., Any]:
+    """A function of gossamer's API, which loads the room behind it when it is asked for."""
+    function: Callable[..., Any] | None = getattr(gossamer, name, None)
+    if function is None:
+        raise GossamerError(f"gossamer.{name} is not part of this version yet")
+    return function
+
+
+@_command
+def compile(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)],
+    spec: Annotated[
+        str,
+        typer.Option(
+            "--spec", "-s", help="TOML file or preset name.", autocompletion=_complete_spec, show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Program file to write.", show_default=False)],
+    sparsity: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Prune to a pattern, such as 2:8; may be repeated.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="NPZ", help="Inputs by name, to choose quantisation scales with.")
+    ] = None,
+    dim: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Fix a dimension of the model; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compile a model to a Program for an accelerator."""
+    dims = _dims(dim or [])
+    arch = ArchSpec.load(spec)
+    arrays = _load_arrays(calibration) if calibration else None
+    with report.Progress() as progress:
+        program = _api("compile")(
+            model, arch, sparsity=sparsity, calibration=arrays, dims=dims or None, progress=progress
+        )
+    program.save(output)
+    facts = inspection.inspect_program(program)
+    if as_json:
+        _print_json({**facts, "file": str(output)})
+    else:
+        report.show(facts)
+        typer.echo(f"wrote {output} ({output.stat().st_size / 1024:,.0f} KiB)")
+
+
+@_command
+def run(
+    program: Annotated[Path, typer.Argument(metavar="PROGRAM", help="A Program file.", show_default=False)],
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--input", "-i", metavar="NPZ", help="Model inputs by name. Without it only time is simulated."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="NPZ", help="Write the model's outputs by name.")
+    ] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Also print every event.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Simulate a Program: outputs to the bit, time to the cycle."""
+    from gossamer.arch.program import Program
+
+    if output is not None and inputs is None:
+        raise typer.BadParameter("--output needs --input: without inputs there are no values")
+    arrays = _load_arrays(inputs) if inputs else None
+    loaded = Program.load(program)
+    with report.Progress() as progress:
+        done = _api("simulate")(loaded, arrays, values=arrays is not None, progress=progress)
+    if output is not None:
+        _save_arrays(output, done.outputs)
+    facts = inspection.inspect_run(done, trace=trace)
+    if as_json:
+        _print_json(facts)
+    else:
+        report.show(facts)
+
+
+@_command
+def inspect(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="A spec (TOML file or preset name), a model (ONNX) or a Program; the content shows which it is.",
+            autocompletion=_complete_spec,
+            show_default=False,
+        ),
+    ],
+    toml: Annotated[bool, typer.Option("--toml", help="Print a spec as TOML, every number with its meaning.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a spec, a model or a Program holds."""
+    if toml and as_json:
+        raise typer.BadParameter("--toml and --json exclude each other")
+    if toml:
+        typer.echo(ArchSpec.load(target).to_toml(), nl=False)
+        return
+    facts = inspection.inspect(target)
+    if as_json:
+        _print_json(facts)
+    else:
+        report.show(facts)
+
+
+@_command
+def presets(as_json: Json = False, debug: Debug = False) -> None:
+    """List the accelerators that ship with Gossamer."""
+    rows = inspection.preset_table()
+    if as_json:
+        _print_json(rows)
+    else:
+        report.show_presets(rows)
+
+
+@_command
+def schema(as_json: Json = False, debug: Debug = False) -> None:
+    """Print the JSON Schema of the spec, for editors (JSON with and without --json)."""
+    _print_json(json_schema())

@@ -1,0 +1,208 @@
+"""What the command line shows to people: tables on stdout, progress on stderr."""
+
+import os
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from rich import progress as rich_progress
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Progress", "show", "show_presets"]
+
+PATIENCE_SECONDS = 1.0
+"""Work that takes longer than this shows its progress."""
+
+
+class Progress:
+    """A bar on stderr for work that takes longer than a second; nothing where stderr is not a terminal.
+
+    Called as progress(stage, done, total), with total 0 for work of unknown length.
+    """
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._bar = rich_progress.Progress(
+            rich_progress.SpinnerColumn(),
+            rich_progress.TextColumn("{task.description}"),
+            rich_progress.BarColumn(),
+            rich_progress.TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("starting", total=None)
+        self._timer = threading.Timer(PATIENCE_SECONDS, self._bar.start)
+        self._timer.daemon = True
+        self._wanted = console.is_terminal
+
+    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
+        self._bar.update(self._task, description=stage, completed=done, total=total or None)
+
+    def __enter__(self) -> Self:
+        if self._wanted:
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._wanted:
+            self._timer.cancel()
+            self._timer.join()  # it may be starting the bar just now
+            self._bar.stop()
+
+
+def show(facts: dict[str, Any]) -> None:
+    """Print the facts of gossamer.inspection as tables."""
+    {"spec": _show_spec, "model": _show_model, "program": _show_program, "run": _show_run}[facts["kind"]](facts)
+
+
+def show_presets(rows: list[dict[str, Any]]) -> None:
+    """Print the presets, one line each."""
+    _table(
+        ("preset", "purpose", "lanes x columns", "group", "macs", "MACs/cycle", "buffers KiB"),
+        (
+            (
+                r["name"],
+                r["purpose"],
+                f"{r['lanes']} x {r['columns']}",
+                r["group"],
+                r["macs"],
+                r["peak_macs"],
+                round(r["buffer_bytes"] / 1024),
+            )
+            for r in rows
+        ),
+    )
+
+
+def _show_spec(facts: dict[str, Any]) -> None:
+    from gossamer.arch.spec import json_schema
+
+    sections = json_schema()["properties"]
+    spec, derived = facts["spec"], facts["derived"]
+    _line(f"spec {spec['name']}" + (f": {spec['purpose']}" if spec["purpose"] else ""))
+    _table(
+        ("field", "value", "meaning (unit)"),
+        (
+            (f"{section}.{name}", value, sections[section]["properties"][name]["description"])
+            for section, values in spec.items()
+            if isinstance(values, dict)
+            for name, value in values.items()
+        ),
+    )
+    _line(
+        f"{derived['pes']:,} PEs, {derived['peak_macs']:,} MACs per cycle, "
+        f"{derived['peak_gmacs_per_second']:,.1f} GMAC/s at {spec['physical']['clock_mhz']:,} MHz"
+    )
+    sizes = {name: f"{size / 1024:,.1f}" for name, size in derived["buffer_bytes"].items()}
+    _table(("on-chip memory", "KiB"), sizes.items())
+
+
+def _show_model(facts: dict[str, Any]) -> None:
+    opsets = ", ".join(f"{domain} {version}" for domain, version in facts["opsets"].items())
+    _line(f"model {facts['name']}, opset {opsets}")
+    _show_borders(facts)
+    _line("operators: " + ", ".join(f"{count} {name}" for name, count in facts["operators"].items()))
+    _table(
+        ("weight", "dtype", "shape", "nonzeros", "of", "share"),
+        (
+            (
+                w["name"],
+                w["dtype"],
+                _shape(w["shape"]),
+                w["nonzeros"],
+                w["size"],
+                f"{w['nonzeros'] / max(1, w['size']):.1%}",
+            )
+            for w in facts["weights"]
+        ),
+    )
+
+
+def _show_program(facts: dict[str, Any]) -> None:
+    _line(f"program {facts['name']} for spec {facts['spec']}")
+    _show_borders(facts)
+    counts = dict(facts["instructions"])
+    total = counts.pop("total")
+    _line(f"{total:,} instructions: " + ", ".join(f"{n:,} {name}" for name, n in counts.items() if n))
+    _line(f"DRAM {facts['dram_bytes'] / 1024:,.1f} KiB, {facts['image_bytes'] / 1024:,.1f} KiB of it loaded at start")
+    for stage in facts["stages"]:
+        if stage["on"] == "host":
+            _line(f"on the host: {stage['name']} ({', '.join(stage['operators'])}), because {stage['reason']}")
+    if facts["layers"]:
+        _table(
+            ("layer", "kind", "pattern", "MACs", "of nonzeros", "bound cycles", "mapping"),
+            (
+                (
+                    n["name"],
+                    n["kind"],
+                    n["pattern"],
+                    n["macs"],
+                    n["useful_macs"],
+                    round(n["bound_cycles"]),
+                    n["mapping"],
+                )
+                for n in facts["layers"]
+            ),
+        )
+
+
+def _show_run(facts: dict[str, Any]) -> None:
+    time = f"{facts['cycles']:,} cycles, {facts['seconds'] * 1e6:,.1f} µs"
+    _line(f"program {facts['program']} on spec {facts['spec']}: {time}")
+    if facts["utilisation"] is not None:
+        _line(f"{facts['utilisation']:.1%} of all MAC slots did useful work")
+    if facts["outputs"]:
+        _table(("output", "dtype", "shape"), ((o["name"], o["dtype"], _shape(o["shape"])) for o in facts["outputs"]))
+    if facts["layers"]:
+        _table(
+            ("layer", "pattern", "first cycle", "last cycle", "bound cycles"),
+            ((n["name"], n["pattern"], n["begin"], n["end"], round(n["bound_cycles"])) for n in facts["layers"]),
+        )
+    for event in facts.get("events", ()):
+        print(f"{event['stage']}\t{event['start']}\t{event['end']}\t{event['unit']}\t{event['instruction']}")
+
+
+def _show_borders(facts: dict[str, Any]) -> None:
+    """Inputs and outputs of a model or a Program."""
+    _table(
+        ("", "name", "dtype", "shape"),
+        (
+            (kind.removesuffix("s"), v["name"], v["dtype"], _shape(v["shape"]))
+            for kind in ("inputs", "outputs")
+            for v in facts[kind]
+        ),
+    )
+
+
+def _shape(shape: Iterable[object]) -> str:
+    return " x ".join(str(n) for n in shape) or "scalar"
+
+
+def _console() -> Console:
+    """stdout; a pipe has no width of its own, so lines are not folded for it."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 200
+    return console
+
+
+def _line(text: str) -> None:
+    _console().print(Text(text), soft_wrap=True)
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Numbers to the right with thousands separated, text to the left."""
+    cells = [list(row) for row in rows]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(head):
+        number = all(isinstance(row[i], int) for row in cells)
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
+    _console().print(table)
