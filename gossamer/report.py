@@ -64,16 +64,16 @@ def show(facts: dict[str, Any]) -> None:
 def show_presets(rows: list[dict[str, Any]]) -> None:
     """Print the presets, one line each."""
     _table(
-        ("preset", "purpose", "lanes x columns", "group", "macs", "MACs/cycle", "buffers KiB"),
+        ("preset", "lanes x columns", "group", "macs", "MACs/cycle", "buffers KiB", "purpose"),
         (
             (
                 r["name"],
-                r["purpose"],
                 f"{r['lanes']} x {r['columns']}",
                 r["group"],
                 r["macs"],
                 r["peak_macs"],
                 round(r["buffer_bytes"] / 1024),
+                r["purpose"],
             )
             for r in rows
         ),
