@@ -64,7 +64,7 @@ $(STAMP): FORCE
 endif
 $(STAMP): pyproject.toml | $(PY)
 	@echo "Installing Gossamer and its development tools into $(VENV) (a minute or two) ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(PY) -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	@echo '$(CURDIR)' > $@
 
 $(PY):

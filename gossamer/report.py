@@ -64,7 +64,7 @@ def show(facts: dict[str, Any]) -> None:
 def show_presets(rows: list[dict[str, Any]]) -> None:
     """Print the presets, one line each."""
     _table(
-        ("preset", "lanes x columns", "group", "macs", "MACs/cycle", "buffers KiB", "purpose"),
+        ("preset", "lanes x\ncolumns", "group", "macs", "MACs/\ncycle", "buffers\nKiB", "purpose"),
         (
             (
                 r["name"],
