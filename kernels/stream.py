@@ -49,6 +49,7 @@ def stream_matmul(
     values : int8 [S, C, V];  selects : uint8 [S, C, V], each below group.
     positions : integer [T], >= 0, element address that offset 0 means at each position, multiples of group.
     acc : int32 [lanes, T, C], any strides, written in place.
+    group : a power of two up to 256;  hop : 1..group.
     accumulate : continue from what acc holds. Otherwise a sum begins at 0 and a maximum at ACC_MIN.
     maximum : take the largest product instead of the sum.
 
@@ -57,24 +58,29 @@ def stream_matmul(
     """
     _check_shapes(bank, offsets, values, selects, positions, acc)
     check_int("group", group, 1, 256)
+    if group & (group - 1):
+        raise ModelError(f"group must be a power of two, not {group}")
     check_int("hop", hop, 1, group)
     zero_point = check_zero_point(zero_point, bank.dtype)
     columns = values.shape[1]
     _check_addresses(offsets, selects, positions, group)
-    starts, elements, weights = _sort_by_column(offsets.astype(np.int64), values, selects, hop, group)
+    starts, elements, weights = _sort_by_column(
+        offsets.astype(np.int64), np.ascontiguousarray(values), np.ascontiguousarray(selects), hop, group
+    )
     lanes, length = bank.shape
     depth = positions.size
     result = np.full((columns, depth * lanes), ACC_MIN if maximum else 0, dtype=np.int32)
     if elements.size and result.size:
         first, last = int(elements.min()), int(elements.max())
-        low, high = int(positions.min()) + first, int(positions.max()) + last
+        nearest = int(positions.min())
+        low, high = nearest + first, int(positions.max()) + last
         if high >= length:
             raise ProgramError(f"the stream must read within the bank's {length} elements, not element {high}")
         used, rows = _compress(elements - first, last - first + 1)
         _run(
             to_operand(bank[:, low : high + 1].T, zero_point),
             used,
-            positions.astype(np.int64) - positions.min(),
+            positions.astype(np.int64) - nearest,
             starts,
             rows,
             weights,
@@ -131,7 +137,10 @@ def _check_addresses(
 def _sort_by_column(
     offsets: NDArray[np.int64], values: NDArray[np.int8], selects: NDArray[np.uint8], hop: int, group: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
-    """Nonzeros by column: those of column c are entries starts[c] to starts[c + 1] of elements and weights."""
+    """Nonzeros by column: those of column c are entries starts[c] to starts[c + 1] of elements and weights.
+
+    The remainder is a mask because group is a power of two.
+    """
     steps, columns, macs = values.shape
     starts = np.zeros(columns + 1, dtype=np.int64)
     for s in range(steps):
@@ -151,7 +160,7 @@ def _sort_by_column(
                 if values[s, c, v] != 0:
                     i = following[c]
                     following[c] += 1
-                    elements[i] = window + (np.int64(selects[s, c, v]) - window) % group
+                    elements[i] = window + ((np.int64(selects[s, c, v]) - window) & (group - 1))
                     weights[i] = values[s, c, v]
     return starts, elements, weights
 
@@ -194,8 +203,9 @@ def _run(
         count = min(block, positions.size - first)
         for row in range(used.size):
             for t in range(count):
+                element = used[row] + positions[first + t]
                 for lane in range(lanes):
-                    window[row, t * lanes + lane] = bank[used[row] + positions[first + t], lane]
+                    window[row, t * lanes + lane] = bank[element, lane]
         begin, end = first * lanes, (first + count) * lanes
         for c in range(starts.size - 1):
             if maximum:

@@ -145,6 +145,7 @@ def test_window_of_padding_only_gives_the_smallest_code() -> None:
 
 
 X = np.zeros((1, 4, 5, 5), dtype=np.uint8)
+PAIR: Any = (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ X = np.zeros((1, 4, 5, 5), dtype=np.uint8)
         ),
         (lambda w: conv2d(X, w(2, 4, 1, 1), groups=0), r"^groups must be an integer of at least 1, not 0$"),
         (lambda w: conv2d(X, w(2, 4, 1, 1), stride=(0, 1)), r"^stride\[0\] must be an integer of at least 1, not 0$"),
-        (lambda w: conv2d(X, w(2, 4, 1, 1), pads=(0, 0)), r"^pads must be 4 integers of at least 0, not \(0, 0\)$"),
+        (lambda w: conv2d(X, w(2, 4, 1, 1), pads=PAIR), r"^pads must be 4 integers of at least 0, not \(0, 0\)$"),
         (lambda w: conv2d(X, w(2, 4, 1, 1), zero_point=-1), r"^zero_point must be an integer from 0 to 255, not -1$"),
         (lambda w: conv2d(X[0], w(2, 4, 1, 1)), r"^x must be an ndarray of int8 or uint8 with 4 dimensions, not uint8"),
         (
@@ -167,7 +168,7 @@ X = np.zeros((1, 4, 5, 5), dtype=np.uint8)
             r"^kernel must fit the padded map of 5 x 5, not 3 x 6 with dilation \(1, 1\)$",
         ),
         (lambda w: max_pool2d(X, (0, 1)), r"^kernel\[0\] must be an integer of at least 1, not 0$"),
-        (lambda w: sum_pool2d(X, (1,)), r"^kernel must be 2 integers of at least 1, not \(1,\)$"),
+        (lambda w: sum_pool2d(X, PAIR[:1]), r"^kernel must be 2 integers of at least 1, not \(0,\)$"),
     ],
 )
 def test_refusals(call: Any, message: str) -> None:

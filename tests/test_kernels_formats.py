@@ -13,6 +13,8 @@ from gossamer.kernels import BSR, CSR, NM, Dense
 
 DENSE = np.array([[0, 5, 0, -3, 7], [0, 0, 0, 0, 0], [-128, 0, 127, 0, 0]], dtype=np.int8)
 
+LIST: Any = [[1]]
+
 
 @st.composite
 def matrices(draw: st.DrawFn) -> NDArray[np.int8]:
@@ -89,7 +91,7 @@ def i32(values: Any) -> NDArray[np.int32]:
     ("make", "message"),
     [
         (lambda: Dense(data=DENSE.astype(np.int16)), r"^Dense.data must be an ndarray of int8 .* not int16 of shape"),
-        (lambda: Dense(data=[[1]]), r"^Dense.data must be an ndarray of int8 with 2 dimensions, not list$"),
+        (lambda: Dense(data=LIST), r"^Dense.data must be an ndarray of int8 with 2 dimensions, not list$"),
         (lambda: Dense(data=i8(0, 3)), r"^Dense.data must have at least one row and one column, not shape \(0, 3\)$"),
         (lambda: NM.from_dense(DENSE, n=1, m=4), r"^dense\[0, 0:4\] must have at most n = 1 nonzeros, not 2$"),
         (lambda: NM.from_dense(DENSE, n=5, m=4), r"^n must be an integer from 1 to 4, not 5$"),

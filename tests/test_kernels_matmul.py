@@ -25,10 +25,12 @@ def codes(rng: np.random.Generator, shape: tuple[int, ...], signed: bool, extrem
 
 
 def formats_of(dense: NDArray[np.int8], m: int, block: tuple[int, int]) -> list[Weight]:
-    """The matrix in every format; N:M with all slots, and with one group a row (constant fan-in)."""
+    """The matrix in every format; N:M with few slots, with all, and with one group a row (constant fan-in)."""
     k = dense.shape[1]
+    fullest = max(1, *(int(np.count_nonzero(dense[:, g : g + m], axis=1).max()) for g in range(0, k, m)))
     return [
         Dense.from_dense(dense),
+        NM.from_dense(dense, n=fullest, m=m),
         NM.from_dense(dense, n=m, m=m),
         NM.from_dense(dense, n=max(1, int(np.count_nonzero(dense, axis=1).max())), m=k),
         BSR.from_dense(dense, block=block),

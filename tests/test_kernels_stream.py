@@ -17,7 +17,8 @@ from gossamer.kernels import stream_matmul
 
 def oracle(case: dict[str, Any]) -> NDArray[np.int64]:
     """Every MAC of every step in int64, one after the other."""
-    bank, acc, m = case["bank"].astype(np.int64), case["acc"].astype(np.int64), case["group"]
+    bank, m = case["bank"].astype(np.int64), case["group"]
+    acc: NDArray[np.int64] = case["acc"].astype(np.int64)
     if not case["accumulate"]:
         acc[:] = ACC_MIN if case["maximum"] else 0
     steps, columns, macs = case["values"].shape
@@ -125,6 +126,13 @@ def test_accumulators_may_be_a_strided_view() -> None:
     assert np.all(whole[:, [0, 1, 3, 5, 7, 8, 9]] == 77)
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.uint64])
+def test_addresses_of_any_integer_type(dtype: type[np.integer]) -> None:
+    case = make(8, lanes=2, depth=3, steps=4, hop=2, signed=False, maximum=False, **SMALL)
+    case |= {"offsets": case["offsets"].astype(dtype), "positions": case["positions"].astype(dtype)}
+    check(case)
+
+
 def test_read_only_streams() -> None:
     case = make(6, lanes=2, depth=3, steps=4, hop=2, signed=False, maximum=False, **SMALL)
     for name in ("bank", "offsets", "values", "selects", "positions"):
@@ -163,6 +171,11 @@ def test_packed_streams_are_matrix_products(seed: int, hop_log: int, k: int) -> 
     [
         ({"offsets": np.array([12, 0])}, ProgramError, r"^the stream must read within the bank's 16 elements, not"),
         ({"positions": np.array([0, 12])}, ProgramError, r"^the stream must read within the bank's 16 elements, not"),
+        (
+            {"offsets": np.array([3, 0]), "selects": np.zeros((2, 3, 1), np.uint8)},
+            ProgramError,
+            r"^the stream must read within the bank's 16 elements, not element 16$",
+        ),
         ({"offsets": np.array([-1, 0])}, ProgramError, r"^offsets must be at least 0, not -1$"),
         ({"positions": np.array([0, 3])}, ProgramError, r"^positions must be multiples of group \(4\) .*, not 3$"),
         ({"positions": np.array([0, -4])}, ProgramError, r"^positions must be multiples of group \(4\) .*, not -4$"),
@@ -176,6 +189,7 @@ def test_packed_streams_are_matrix_products(seed: int, hop_log: int, k: int) -> 
             r"^acc must have shape .* = \(5, 2, 3\), not \(5, 2, 4\)$",
         ),
         ({"acc": np.zeros((5, 2, 3), np.int64)}, ModelError, r"^acc must be an ndarray of int32 with 3 dim"),
+        ({"group": 6}, ModelError, r"^group must be a power of two, not 6$"),
         ({"hop": 8}, ModelError, r"^hop must be an integer from 1 to 4, not 8$"),
         ({"zero_point": 256}, ModelError, r"^zero_point must be an integer from 0 to 255, not 256$"),
     ],
