@@ -1,0 +1,109 @@
+"""The front end from a model to a Network: the table of passes, and what runs them.
+
+Every pass is a function from Graph to Graph that can be run, and its result printed, alone; the last one makes the
+Network.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from gossamer.arch.errors import ModelError
+from gossamer.compiler.calibrate import Calibration
+from gossamer.compiler.cleanup import cleanup
+from gossamer.compiler.fuse import fuse
+from gossamer.compiler.graph import Graph
+from gossamer.compiler.importer import Model, import_model
+from gossamer.compiler.layers import Network
+from gossamer.compiler.legalise import legalise
+from gossamer.compiler.lower import lower
+from gossamer.compiler.quantise import quantise
+from gossamer.compiler.recognise import recognise
+from gossamer.compiler.shapes import fold_constants, infer_shapes
+from gossamer.compiler.sparsify import Sparsity, sparsify
+
+__all__ = ["PASSES", "Options", "build_network", "import_model", "run_passes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the user chooses.
+
+    sparsity : a pattern for all layers, or {layer name or glob: pattern} (see sparsify); None keeps weights as they are
+    calibration : data to measure ranges on (see calibrate.Calibration);  method : minmax, percentile or entropy
+    signed : int8 instead of uint8 activations
+    """
+
+    sparsity: Sparsity | None = None
+    calibration: Calibration | None = None
+    method: str = "minmax"
+    signed: bool = False
+
+
+Pass = Callable[[Graph, Options], Graph]
+
+PASSES: dict[str, Pass] = {
+    "infer_shapes": lambda graph, _: infer_shapes(graph),
+    "fold_constants": lambda graph, _: fold_constants(graph),
+    "recognise": lambda graph, _: recognise(graph),
+    "cleanup": lambda graph, _: cleanup(graph),
+    "legalise": lambda graph, _: legalise(graph),
+    "sparsify": lambda graph, options: sparsify(graph, options.sparsity),
+    "fuse": lambda graph, _: fuse(graph),
+    "quantise": lambda graph, options: quantise(graph, options.calibration, options.method, options.signed),
+}
+"""Passes over a Graph, in order; import_model comes before them, lower after them."""
+
+
+def run_passes(
+    graph: Graph,
+    *,
+    until: str | None = None,
+    options: Options | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Graph:
+    """Run the passes in order, up to and including `until` (all when None).
+
+    progress : called with each pass's name before it runs. Raises ModelError for a name that is not a pass.
+    """
+    if until is not None and until not in PASSES:
+        raise ModelError(f"until must be one of {', '.join(PASSES)}, not {until!r}")
+    for name, result in stages(graph, options, progress):
+        graph = result
+        if name == until:
+            break
+    return graph
+
+
+def stages(
+    graph: Graph, options: Options | None = None, progress: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, Graph]]:
+    """Each pass's name with the graph it made, as they run."""
+    for name, function in PASSES.items():
+        if progress is not None:
+            progress(name)
+        graph = function(graph, options or Options())
+        yield name, graph
+
+
+def build_network(
+    model: Model,
+    *,
+    sparsity: Sparsity | None = None,
+    calibration: Calibration | None = None,
+    dims: Mapping[str, int] | None = None,
+    method: str = "minmax",
+    signed: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Network:
+    """From an ONNX model (path, bytes or ModelProto; float32 or QDQ int8) to a Network.
+
+    See import_model for dims, Options for the rest. Raises ModelError.
+    """
+    if progress is not None:
+        progress("import")
+    graph = import_model(model, dims)
+    options = Options(sparsity=sparsity, calibration=calibration, method=method, signed=signed)
+    graph = run_passes(graph, options=options, progress=progress)
+    if progress is not None:
+        progress("lower")
+    return lower(graph)

@@ -1,0 +1,159 @@
+"""Static post-training quantisation: a scale and a zero point for everything the array reads or writes.
+
+Tensors that the array moves without rounding (views, concatenations, maxima) share theirs. What a QDQ model brings
+along is kept; the rest is calibrated. Weights are int8, symmetric, one scale per output channel.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import replace
+
+import networkx as nx
+import numpy as np
+
+from gossamer.arch.errors import ModelError
+from gossamer.arch.numerics import code_range
+from gossamer.compiler.calibrate import Calibration, calibrate
+from gossamer.compiler.export import host_ops
+from gossamer.compiler.graph import Graph
+from gossamer.compiler.integers import integer_weights, weight_scales
+from gossamer.compiler.ops import (
+    Affine,
+    Compute,
+    Concat,
+    Conv,
+    Host,
+    Linear,
+    MaxPool,
+    Op,
+    Quant,
+    View,
+)
+
+__all__ = ["quantise"]
+
+
+def quantise(
+    graph: Graph, calibration: Calibration | None = None, method: str = "minmax", signed: bool = False
+) -> Graph:
+    """Give every tensor of the array its Quant, and every weight its scales.
+
+    calibration : data to measure ranges on (random, with a warning, when None);  method : see calibrate.METHODS
+    signed : int8 activations instead of uint8.
+    """
+    graph = _separate(graph.copy())
+    groups = _groups(graph)
+    missing = [t for group in groups for t in group if all(graph.info(g).quant is None for g in group)]
+    ranges = calibrate(graph, missing, calibration, method)
+    for group in groups:
+        given = next((q for t in group if (q := graph.info(t).quant) is not None), None)
+        if given is None:
+            given = _quant(min(ranges[t][0] for t in group), max(ranges[t][1] for t in group), signed)
+        for tensor in group:
+            graph.update(tensor, quant=given)
+    _check_padding(graph)
+    for op in graph.order():
+        if isinstance(op, Conv | Linear | Affine):
+            graph.replace(op.name, _with_weights(graph, op))
+    return graph
+
+
+def _quant(lo: float, hi: float, signed: bool) -> Quant:
+    """Codes for the range lo..hi, widened so that zero is one of them."""
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    first, last = code_range(signed)
+    scale = float(np.float32((hi - lo) / (last - first)))
+    if scale < np.finfo(np.float32).tiny:
+        return Quant(scale=1.0, zero_point=first, signed=signed)
+    return Quant(scale=scale, zero_point=int(np.clip(round(first - lo / scale), first, last)), signed=signed)
+
+
+def _moves(op: Op) -> bool:
+    """Whether the operation passes codes on as they are."""
+    return isinstance(op, View | Concat | MaxPool)
+
+
+def _separate(graph: Graph) -> Graph:
+    """Where a QDQ model asks for different codes on both sides of an operation that cannot round, round beside it."""
+    for op in graph.order():
+        if not _moves(op):
+            continue
+        target = graph.info(op.output).quant
+        for tensor in dict.fromkeys(op.inputs):
+            given = graph.info(tensor).quant
+            if target is None or given is None or given == target:
+                continue
+            if isinstance(op, Concat):
+                copy = graph.fresh(f"{tensor}/requantised")
+                graph.tensors[copy] = replace(graph.info(tensor), name=copy, quant=target)
+                graph.add(_identity(graph, tensor, copy))
+                current = graph.op(op.name)
+                inputs = tuple(copy if t == tensor else t for t in current.inputs)
+                graph.replace(op.name, replace(current, inputs=inputs))
+            else:
+                moved = graph.fresh(f"{op.output}/moved")
+                graph.tensors[moved] = replace(graph.info(op.output), name=moved, quant=given)
+                graph.replace(op.name, replace(op, outputs=(moved,)))
+                graph.add(_identity(graph, moved, op.output))
+    return graph
+
+
+def _identity(graph: Graph, source: str, target: str) -> Affine:
+    info = graph.info(source)
+    assert info.layout is not None
+    assert info.shape is not None
+    channels = info.layout.shape[1]
+    axis = len(info.shape) - 1 if info.layout.channels_last else 1
+    return Affine(
+        name=graph.fresh(f"{target}/requantise"), inputs=(source,), outputs=(target,),
+        scale=np.ones(channels), shift=np.zeros(channels), axis=axis,
+    )  # fmt: skip
+
+
+def _groups(graph: Graph) -> list[list[str]]:
+    """Tensors of the array, and values before tables, in groups that share a Quant."""
+    together = nx.Graph()
+    for op in graph.order():
+        if isinstance(op, Host):
+            continue
+        tensors = [*op.reads, *op.outputs]
+        if isinstance(op, Compute) and op.pre:
+            tensors.append(op.pre)
+        together.add_nodes_from(tensors)
+        if _moves(op):
+            together.add_edges_from((op.output, tensor) for tensor in op.inputs)
+    members: dict[int, list[str]] = defaultdict(list)
+    component = {t: i for i, found in enumerate(nx.connected_components(together)) for t in found}
+    for tensor in together:
+        members[component[tensor]].append(tensor)
+    return list(members.values())
+
+
+def _check_padding(graph: Graph) -> None:
+    """The array pads with the code of zero; a maximum may only do so where no code is below it."""
+    for op in graph.order():
+        if not isinstance(op, MaxPool) or not any(op.pads):
+            continue
+        quant = graph.info(op.inputs[0]).quant
+        assert quant is not None
+        if quant.zero_point != code_range(quant.signed)[0]:
+            reason = "MaxPool with padding over values below zero: the padding, which is zero, could win"
+            graph.replace(op.name, *host_ops(graph, op, reason))
+
+
+def _with_weights(graph: Graph, op: Conv | Linear | Affine) -> Op:
+    quant = graph.info(op.inputs[0]).quant
+    assert quant is not None
+    scales = op.weight_scale
+    if scales is None:
+        scales = weight_scales(op, quant.scale)
+    elif isinstance(op, Conv | Linear):
+        _check_given(op, scales)
+    integer_weights(op, quant.scale, scales)  # refuses what could overflow
+    return replace(op, weight_scale=scales)
+
+
+def _check_given(op: Conv | Linear, scales: np.ndarray) -> None:
+    if not (np.isfinite(scales).all() and (scales > 0).all()):
+        worst = next(s for s in scales if not (math.isfinite(s) and s > 0))
+        raise ModelError(f"layer {op.name!r}: weight scale {worst!r} must be finite and above 0")

@@ -1,0 +1,186 @@
+"""Small ONNX models for the front end's tests, a plain interpreter of a Network, and a comparison with onnxruntime."""
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from gossamer.arch.numerics import Requant, code_range, quantise_multiplier, quantise_residual, requantise
+from gossamer.compiler.export import export_model
+from gossamer.compiler.importer import import_model
+from gossamer.compiler.layers import Conv, HostSegment, MaxPool, Network, Tensor
+from gossamer.compiler.lower import lower
+from gossamer.compiler.passes import Options, run_passes
+
+
+class Builder:
+    """Writes an ONNX model operation by operation; weights are drawn from a seeded generator."""
+
+    def __init__(self, *inputs, seed=0, opset=17):
+        self.rng = np.random.default_rng(seed)
+        self.opset = opset
+        self.inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, list(s)) for n, s in inputs]
+        self.nodes, self.weights = [], []
+
+    def weight(self, *shape, scale=None):
+        """A normal random initialiser of sane scale."""
+        fan_in = max(1, int(np.prod(shape[1:])))
+        return self.constant(self.rng.standard_normal(shape) * (fan_in**-0.5 if scale is None else scale))
+
+    def constant(self, value, dtype=np.float32):
+        name = f"w{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.asarray(value, dtype=dtype), name))
+        return name
+
+    def op(self, kind, *inputs, out=None, **attributes):
+        out = out or f"{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [out], name=f"n_{out}", **attributes))
+        return out
+
+    def conv(self, x, c_in, c_out, k=3, groups=1, bias=True, **attributes):
+        weight = self.weight(c_out, c_in // groups, *([k, k] if isinstance(k, int) else k))
+        more = [self.weight(c_out, scale=0.3)] if bias else []
+        return self.op("Conv", x, weight, *more, group=groups, **attributes)
+
+    def bn(self, x, c):
+        uniform = self.rng.uniform
+        values = uniform(0.5, 1.5, c), uniform(-0.3, 0.3, c), uniform(-0.3, 0.3, c), uniform(0.5, 2.0, c)
+        return self.op("BatchNormalization", x, *(self.constant(v) for v in values))
+
+    def model(self, *outputs):
+        infos = [helper.make_empty_tensor_value_info(o) for o in outputs]
+        graph = helper.make_graph(self.nodes, "test", self.inputs, infos, self.weights)
+        opsets = [helper.make_opsetid("", self.opset)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def run_onnx(model, feeds, optimise=False):
+    """onnxruntime's outputs; unoptimised, so that Quantise and Dequantise are done as written."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)
+
+
+# --- a Network, run in plain int64 ----------------------------------------------------------------------------------
+
+
+def to_array(tensor: Tensor, codes):
+    n, c, h, w = tensor.shape
+    return codes.reshape(n, h, w, c).transpose(0, 3, 1, 2) if tensor.channels_last else codes.reshape(n, c, h, w)
+
+
+def to_model(tensor: Tensor, array):
+    return (array.transpose(0, 2, 3, 1) if tensor.channels_last else array).reshape(tensor.model_shape)
+
+
+def windows(x, kernel, stride, dilation, pads, fill):
+    """[N, C, H', W', kh, kw] of a padded [N, C, H, W]."""
+    top, left, bottom, right = pads
+    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
+    span = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    view = np.lib.stride_tricks.sliding_window_view(x, span, axis=(2, 3))
+    return view[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+
+
+def run_conv(layer: Conv, network: Network, codes):
+    first = network.tensors[layer.inputs[0]]
+    for name in layer.inputs:
+        assert (network.tensors[name].scale, network.tensors[name].zero_point) == (first.scale, first.zero_point)
+    x = np.concatenate([codes[name] for name in layer.inputs], axis=1) - first.zero_point
+    view = windows(x, layer.weight.shape[2:], layer.stride, layer.dilation, layer.pads, 0)
+    groups, out_channels = layer.groups, layer.weight.shape[0]
+    view = view.reshape(view.shape[0], groups, -1, *view.shape[2:])
+    weight = layer.weight.astype(np.int64).reshape(groups, out_channels // groups, *layer.weight.shape[1:])
+    acc = np.einsum("ngchwij,gocij->nhwgo", view, weight, optimize=True)
+    acc = acc.reshape(*acc.shape[:3], out_channels)
+    assert abs(acc + layer.bias).max(initial=0) < 2**31
+    residual, extra = None, {}
+    shift_min = 1
+    if layer.residual is not None:
+        r_multiplier, r_shift = quantise_residual(layer.residual_ratio)
+        residual = codes[layer.residual].transpose(0, 2, 3, 1)
+        extra = {
+            "residual_multiplier": r_multiplier,
+            "residual_shift": r_shift,
+            "residual_zero_point": network.tensors[layer.residual].zero_point,
+        }
+        shift_min = r_shift
+    multiplier, shift = quantise_multiplier(layer.scale, shift_min)
+    requant = Requant(
+        multiplier=multiplier, shift=shift, zero_point=layer.zero_point, lo=layer.lo, hi=layer.hi, **extra
+    )
+    table = None
+    if layer.table is not None:
+        table = layer.table.view(np.int8) if network.tensors[layer.output].signed else layer.table
+    lo, hi = code_range(layer.signed)
+    assert lo <= layer.lo <= layer.hi <= hi
+    out = requantise(acc.astype(np.int32), layer.bias, requant, residual, table)
+    return out.transpose(0, 3, 1, 2).astype(np.int64)
+
+
+def run_pool(layer: MaxPool, network: Network, codes):
+    x = np.concatenate([codes[name] for name in layer.inputs], axis=1)
+    tensor = network.tensors[layer.inputs[0]]
+    if any(layer.pads):
+        assert tensor.zero_point == code_range(tensor.signed)[0], "padding must not win"
+    view = windows(x, layer.kernel, layer.stride, layer.dilation, layer.pads, tensor.zero_point)
+    return np.clip(view.max(axis=(-1, -2)), layer.lo, layer.hi)
+
+
+def run_network(network: Network, feeds):
+    """Every tensor of the network as codes in array shape (or a host value), and the outputs in the model's terms."""
+    codes, host = {}, {}
+    for name in network.inputs:
+        host[name] = feeds[name]
+        if name in network.tensors:
+            t = network.tensors[name]
+            lo, hi = code_range(t.signed)
+            q = np.clip(np.rint(feeds[name] / np.float32(t.scale)) + t.zero_point, lo, hi).astype(np.int64)
+            codes[name] = to_array(t, q)
+    for stage in network.stages:
+        if isinstance(stage, HostSegment):
+            inputs = {}
+            for name in stage.inputs:
+                if name in network.tensors:
+                    t = network.tensors[name]
+                    inputs[name] = to_model(t, codes[name]).astype(np.int8 if t.signed else np.uint8)
+                else:
+                    inputs[name] = host[name]
+            for name, value in zip(stage.outputs, run_onnx(stage.model, inputs), strict=True):
+                if name in network.tensors:
+                    codes[name] = to_array(network.tensors[name], value.astype(np.int64))
+                else:
+                    host[name] = value
+        else:
+            run = run_conv if isinstance(stage, Conv) else run_pool
+            codes[stage.output] = run(stage, network, codes)
+            assert codes[stage.output].shape == network.tensors[stage.output].shape, stage.name
+    outputs = []
+    for name in network.outputs:
+        if name in network.tensors:
+            t = network.tensors[name]
+            outputs.append((to_model(t, codes[name]) - t.zero_point) * t.scale)
+        else:
+            outputs.append(host[name])
+    return outputs, codes
+
+
+def compile_both(model, calibration, **options):
+    """The Network and its QDQ twin."""
+    graph = run_passes(import_model(model), options=Options(calibration=calibration, **options))
+    return lower(graph), export_model(graph, qdq=True), graph
+
+
+def worst_lsb(model, feeds, calibration=None, **options):
+    """Largest difference between Network and QDQ model, in units of each output's scale; and the Network."""
+    network, twin, _ = compile_both(model, [feeds] if calibration is None else calibration, **options)
+    outputs, _ = run_network(network, feeds)
+    worst = 0.0
+    for name, ours, theirs in zip(network.outputs, outputs, run_onnx(twin, feeds), strict=True):
+        assert ours.shape == theirs.shape
+        scale = network.tensors[name].scale if name in network.tensors else 0.02
+        worst = max(worst, float(np.abs(ours - theirs).max()) / scale)
+    return worst, network

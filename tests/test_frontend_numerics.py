@@ -1,0 +1,110 @@
+"""A Network computes what onnxruntime computes on its QDQ twin, to one step of the output."""
+
+import numpy as np
+import pytest
+
+from tests.support.frontend import Builder, worst_lsb
+
+ONE_STEP = 1.0001
+
+
+def image(c=3, size=12, n=1, seed=1):
+    return np.random.default_rng(seed).standard_normal((n, c, size, size)).astype(np.float32)
+
+
+def conv_bn_relu():
+    b = Builder(("x", (1, 3, 12, 12)))
+    y = b.op("Relu", b.bn(b.conv("x", 3, 8, pads=[1, 1, 1, 1], strides=[2, 2]), 8))
+    y = b.op("Clip", b.conv(y, 8, 8, k=1), b.constant(0.0), b.constant(0.7))
+    return b.model(b.conv(y, 8, 5, dilations=[2, 2]))
+
+
+def residual():
+    b = Builder(("x", (1, 3, 12, 12)))
+    trunk = b.op("Relu", b.bn(b.conv("x", 3, 8, pads=[1, 1, 1, 1]), 8))
+    branch = b.op("Relu", b.conv(trunk, 8, 8, pads=[1, 1, 1, 1]))
+    branch = b.bn(b.conv(branch, 8, 8, pads=[1, 1, 1, 1]), 8)
+    y = b.op("Relu", b.op("Add", branch, trunk))
+    y = b.op("LeakyRelu", b.op("Add", b.conv(y, 8, 8, k=1), y), alpha=0.1)
+    return b.model(y)
+
+
+def unfused_add():
+    b = Builder(("x", (1, 3, 12, 12)))
+    a = b.op("Relu", b.conv("x", 3, 8))
+    c = b.op("Tanh", b.conv("x", 3, 8))
+    return b.model(b.op("Add", a, c), b.op("Add", a, a))
+
+
+def pools():
+    b = Builder(("x", (1, 3, 12, 12)))
+    y = b.op("Relu", b.conv("x", 3, 8, pads=[1, 1, 1, 1]))
+    y = b.op("MaxPool", y, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    z = b.op("AveragePool", y, kernel_shape=[2, 2], strides=[2, 2])
+    z = b.op("AveragePool", z, kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1)
+    z = b.op("MaxPool", z, kernel_shape=[2, 2], ceil_mode=1, strides=[2, 2])
+    return b.model(z, b.op("GlobalAveragePool", y), b.op("ReduceMean", y, axes=[2, 3], keepdims=0))
+
+
+def concat():
+    b = Builder(("x", (1, 3, 12, 12)))
+    a = b.op("Relu", b.conv("x", 3, 8, pads=[1, 1, 1, 1]))
+    c = b.conv("x", 3, 4, pads=[1, 1, 1, 1])
+    both = b.op("Concat", a, c, "x", axis=1)
+    y = b.conv(both, 15, 8)
+    z = b.op("MaxPool", b.op("Concat", both, a, axis=1), kernel_shape=[2, 2])
+    return b.model(y, both, z)
+
+
+def gemm():
+    b = Builder(("x", (1, 3, 12, 12)))
+    y = b.op("Relu", b.conv("x", 3, 8, strides=[3, 3]))
+    y = b.op("Flatten", y)
+    y = b.op("Relu", b.op("Gemm", y, b.weight(16, 8 * 16), b.weight(16), transB=1))
+    return b.model(b.op("Add", b.op("MatMul", y, b.weight(16, 10)), b.weight(10)))
+
+
+def mobilenet():
+    b = Builder(("x", (1, 3, 12, 12)))
+    y = b.op("HardSwish", b.bn(b.conv("x", 3, 8, pads=[1, 1, 1, 1], strides=[2, 2], bias=False), 8))
+    z = b.op("HardSwish", b.bn(b.conv(y, 8, 24, k=1), 24))
+    z = b.bn(b.conv(z, 24, 24, groups=24, pads=[1, 1, 1, 1]), 24)
+    z = b.op("Mul", z, b.op("HardSigmoid", z, alpha=1 / 6, beta=0.5))
+    gate = b.op("HardSigmoid", b.conv(b.op("GlobalAveragePool", z), 24, 24, k=1))
+    z = b.conv(b.op("Mul", z, gate), 24, 8, k=1)
+    y = b.op("Add", z, y)
+    y = b.op("Flatten", b.op("GlobalAveragePool", b.conv(y, 8, 16, k=1, groups=2)))
+    return b.model(b.op("Gemm", y, b.weight(16, 10), b.weight(10)))
+
+
+def functions():
+    b = Builder(("x", (1, 3, 12, 12)))
+    y = "x"
+    for kind, more in (("Sigmoid", {}), ("Elu", {"alpha": 0.7}), ("Softplus", {}), ("HardSigmoid", {"alpha": 0.3})):
+        y = b.op(kind, b.conv(y, 3, 3, k=1), **more)
+    y = b.conv(y, 3, 3, k=1)
+    gelu = b.op("Erf", b.op("Div", y, b.constant(2**0.5)))
+    gelu = b.op("Mul", b.op("Mul", y, b.op("Add", gelu, b.constant(1.0))), b.constant(0.5))
+    silu = b.conv(gelu, 3, 3, k=1)
+    silu = b.op("Mul", silu, b.op("Sigmoid", silu))
+    return b.model(silu, b.op("Tanh", "x"))
+
+
+def conv1d():
+    b = Builder(("x", (1, 3, 144)))
+    y = b.op("Relu", b.conv("x", 3, 8, k=[5], pads=[2, 2], strides=[2]))
+    y = b.op("MaxPool", y, kernel_shape=[2], strides=[2])
+    return b.model(b.conv(y, 8, 4, k=[3], dilations=[2]), b.op("GlobalAveragePool", y))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(
+    "build", [conv_bn_relu, residual, unfused_add, pools, concat, gemm, mobilenet, functions, conv1d]
+)
+def test_network_equals_qdq_model(build, signed):
+    model = build()
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    x = np.random.default_rng(7).standard_normal(shape).astype(np.float32)
+    worst, network = worst_lsb(model, {"x": x}, signed=signed)
+    assert worst <= ONE_STEP
+    assert network.layers
