@@ -18,8 +18,8 @@ LOAD takes beats in the order blocks, rows, beats: beat (b, y, x) stands in DRAM
 MATMUL, step s, position t = y * nx + x: every PE sees, of its lane's bank, the window at element
     act_base * M + offset[offset_base + s] * H + (y * sy + x * sx) * M
 and the weights of row weight_base + s, and updates accumulator acc_base + t of the bank. An operand is the code
-(int8 or uint8) minus the zero point. SUM adds products; MAXIMUM takes operands of nonzero values only. Without
-`accumulate`, step 0 starts from 0 (SUM) or the smallest int32 (MAXIMUM).
+(int8 or uint8) minus the zero point. SUM adds products; MAXIMUM keeps the largest product, where a value of zero
+takes no part. Without `accumulate`, step 0 starts from 0 (SUM) or the smallest int32 (MAXIMUM).
 
 DRAIN takes, for position t = y * nx + x and then for column group g, the columns g * P .. g * P + P - 1 of
 accumulator acc_base + t of all lanes at once, requantises them (arch/numerics.py) with channels param_base * P

@@ -18,6 +18,7 @@ from gossamer.arch.errors import ProgramError
 __all__ = [
     "COMMON",
     "FORMATS",
+    "MATRIX_COLUMNS",
     "SEMAPHORES",
     "SEMAPHORE_MAX",
     "WORD_BYTES",

@@ -1,0 +1,177 @@
+"""The back end: a quantised Network and a spec to a Program.
+
+place tensors -> pack weights -> map every layer -> schedule -> allocate constants -> synchronise -> Program
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.arch.isa import MATRIX_COLUMNS
+from gossamer.arch.layout import Placement
+from gossamer.arch.program import AcceleratorStage, Fill, HostStage, LayerNote, Program
+from gossamer.arch.spec import ArchSpec
+from gossamer.compiler.constants import ConstantPool
+from gossamer.compiler.layers import Conv, HostSegment, MaxPool, Network
+from gossamer.compiler.mapping import Mapping, bound, search
+from gossamer.compiler.problem import Problem, make_problem
+from gossamer.compiler.schedule import Emitter, Item, layer_items
+from gossamer.compiler.streams import UnitStreams, pack_unit
+from gossamer.compiler.sync import synchronise
+
+__all__ = ["MappedLayer", "build_program", "map_layer", "place_tensors"]
+
+_PAGE = 4096
+"""Tensors begin at multiples of a page, so that their bursts are not cut more often than need be."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MappedLayer:
+    """A layer with its packed weights and the mapping that was found."""
+
+    problem: Problem
+    streams: tuple[UnitStreams, ...]
+    mapping: Mapping
+
+
+def place_tensors(network: Network, spec: ArchSpec) -> dict[str, Placement]:
+    """Give every tensor its place in DRAM, with the border that its hungriest consumer needs."""
+    border = {name: np.zeros(4, dtype=np.int64) for name in network.tensors}
+    for layer in network.layers:
+        for name in layer.inputs:
+            border[name] = np.maximum(border[name], layer.pads)
+    for layer in network.layers:  # concatenated inputs are read with one set of strides
+        shared = np.max([border[name] for name in layer.inputs], axis=0)
+        for name in layer.inputs:
+            border[name] = np.maximum(border[name], shared)
+    placements, address = {}, 0
+    for name, tensor in network.tensors.items():
+        top, left, bottom, right = (int(b) for b in border[name])
+        placements[name] = Placement(
+            name=name,
+            address=address,
+            shape=tensor.shape,
+            block=spec.block,
+            border=(top, left, bottom, right),
+            scale=tensor.scale,
+            zero_point=tensor.zero_point,
+            signed=tensor.signed,
+            model_shape=tensor.model_shape or tensor.shape,
+            channels_last=tensor.channels_last,
+        )
+        address = _up(address + placements[name].size)
+    return placements
+
+
+def map_layer(layer: Conv | MaxPool, placements: dict[str, Placement], spec: ArchSpec) -> MappedLayer:
+    """Pack a layer's weights and search its mapping. Raises CapacityError when nothing fits."""
+    problem = make_problem(layer, placements, spec)
+    streams = tuple(pack_unit(problem, unit) for unit in problem.units)
+    return MappedLayer(problem=problem, streams=streams, mapping=search(problem, streams))
+
+
+def build_program(network: Network, spec: ArchSpec, progress: Progress | None = None) -> Program:
+    """Compile a quantised network for a spec.
+
+    progress : called with (what is being done, done, total). Raises CapacityError when a layer cannot fit.
+    """
+    placements = place_tensors(network, spec)
+    base = _up(max((p.address + p.size for p in placements.values()), default=0))
+    pool = ConstantPool(base=base, beat=spec.axi_bytes)
+    stages: list[AcceleratorStage | HostStage] = []
+    matrices: list[NDArray[np.int64]] = []
+    notes: list[LayerNote] = []
+    first, done, total = 0, 0, len(network.layers)
+    for on_host, group in groupby(network.stages, key=lambda s: isinstance(s, HostSegment)):
+        if on_host:
+            stages += [_host_stage(s) for s in group if isinstance(s, HostSegment)]
+            continue
+        emitter = Emitter(spec)
+        items: list[Item] = []
+        mapped: list[MappedLayer] = []
+        for layer in group:
+            assert not isinstance(layer, HostSegment)
+            found = map_layer(layer, placements, spec)
+            items += layer_items(len(mapped), found.problem, found.streams, found.mapping, pool)
+            mapped.append(found)
+            done += 1
+            if progress:
+                progress(f"map {layer.name}", done, total)
+        emitter.run(items)
+        matrix = np.array(emitter.rows, dtype=np.int64)
+        notes += _notes(mapped, emitter.first_row, first, len(matrix))
+        stages.append(AcceleratorStage(name=mapped[0].problem.layer.name, first=first, count=len(matrix)))
+        matrices.append(matrix)
+        first += len(matrix)
+    dram_bytes = _up(pool.end)
+    image = np.zeros(dram_bytes, dtype=np.uint8)
+    constants = pool.segment()
+    image[constants.address : constants.address + constants.data.size] = constants.data
+    for matrix in matrices:
+        synchronise(matrix, spec, image)
+    return Program(
+        name=network.name,
+        spec=spec,
+        instructions=np.concatenate(matrices) if matrices else np.zeros((0, MATRIX_COLUMNS), dtype=np.int64),
+        dram_bytes=dram_bytes,
+        segments=(constants,) if constants.data.size else (),
+        fills=tuple(Fill(address=p.address, size=p.size, value=p.zero_byte) for p in placements.values()),
+        tensors=placements,
+        stages=tuple(stages),
+        inputs=network.inputs,
+        outputs=network.outputs,
+        layers=tuple(notes),
+        host_types=dict(network.host_types),
+    )
+
+
+def _up(size: int) -> int:
+    return -(-size // _PAGE) * _PAGE
+
+
+def _host_stage(segment: HostSegment) -> HostStage:
+    return HostStage(
+        name=segment.name,
+        model=segment.model,
+        inputs=segment.inputs,
+        outputs=segment.outputs,
+        reason=segment.reason,
+        ops=segment.ops,
+        macs=segment.macs,
+    )
+
+
+def _notes(mapped: list[MappedLayer], first_row: dict[int, int], offset: int, count: int) -> list[LayerNote]:
+    """What each layer of a stage is; its instructions run from its first MATMUL to the next layer's.
+
+    LOADs that were moved ahead count with the layer behind which they hide.
+    """
+    starts = [0, *(first_row[i] for i in range(1, len(mapped))), count]
+    out = []
+    for i, m in enumerate(mapped):
+        layer, positions = m.problem.layer, m.problem.images * m.problem.out[0] * m.problem.out[1]
+        array, read, write = bound(m.problem, m.streams)
+        macs = useful = 0
+        if isinstance(layer, Conv):
+            macs, useful = layer.weight.size * positions, int(np.count_nonzero(layer.weight)) * positions
+        out.append(
+            LayerNote(
+                name=layer.name,
+                kind="conv" if isinstance(layer, Conv) else "maxpool",
+                pattern=layer.pattern if isinstance(layer, Conv) else "",
+                first=offset + starts[i],
+                count=starts[i + 1] - starts[i],
+                macs=macs,
+                useful_macs=useful,
+                mac_cycles=float(array),
+                read_beats=read,
+                write_beats=write,
+                mapping=m.mapping.describe(),
+            )
+        )
+    return out

@@ -1,0 +1,278 @@
+"""The mapper: how a layer is cut into tiles, found by searching all candidates with the closed-form cost.
+
+A macro tile is what the activation banks hold at once: `tile` output positions for each lane of a lane grid, whole
+depth of the reduction unless that does not fit. Inside it, column tiles follow each other; inside those, sub-tiles of
+at most `depth` positions (one MATMUL each). Which operand stays on chip is the loop order and what is resident:
+    order "map"      macro tiles outside, column tiles inside: activations are loaded once, and weights for every
+                     macro tile again unless all of them stay in the weight buffer
+    order "columns"  output blocks outside, macro tiles inside: weights are loaded once, activations for every block
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.arch.errors import CapacityError
+from gossamer.arch.timing import drain_latency, matmul_latency
+from gossamer.compiler.problem import Problem
+from gossamer.compiler.streams import UnitStreams
+
+__all__ = ["Cost", "Mapping", "bound", "search"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Closed-form cycles of a layer by itself, and what they are made of."""
+
+    cycles: float
+    array: float
+    ppu: float
+    read: float
+    write: float
+    start: float
+    finish: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mapping:
+    """How a layer is cut. grid : log2 of the lane grid's width.  tile : (rows, pixels) of outputs per lane.
+
+    chunks : runs of input blocks that are on chip at once (1: the whole reduction).
+    steps_at_once : steps of one MATMUL at most.  order : "map" or "columns".
+    resident : all weights of a unit stay on chip through the map.
+    """
+
+    grid: int
+    lane_rows: int
+    tile: tuple[int, int]
+    chunks: int
+    steps_at_once: int
+    order: str
+    resident: bool
+    cost: Cost
+
+    @property
+    def lane_columns(self) -> int:
+        """Width of the lane grid."""
+        return 1 << self.grid
+
+    def describe(self) -> str:
+        """One line for reports."""
+        kept = "weights resident" if self.resident else f"{self.order} outside"
+        chunk = f", reduction in {self.chunks}" if self.chunks > 1 else ""
+        return f"{self.lane_rows}x{self.lane_columns} lanes of {self.tile[0]}x{self.tile[1]} positions, {kept}{chunk}"
+
+
+def sub_tile(tile: tuple[int, int], depth: int) -> tuple[int, int]:
+    """Rows and pixels of a sub-tile: as few and as even pieces as fit the accumulators."""
+    rows, pixels = tile
+    across = -(-pixels // depth)
+    nx = -(-pixels // across)
+    down = -(-rows // max(1, depth // nx))
+    return -(-rows // down), nx
+
+
+def bound(problem: Problem, streams: tuple[UnitStreams, ...]) -> tuple[float, int, int]:
+    """Lower bound of a layer: (array cycles with the steps achieved, beats read, beats written, each once)."""
+    spec = problem.spec
+    rows, pixels = problem.out
+    steps = sum(int(s.steps.sum()) for s in streams)
+    array = steps * problem.images * rows * pixels / spec.lanes
+    weights = sum(t.beats(spec) for s in streams for t in s.tiles)
+    n, k = problem.output.shape[:2]
+    inputs = sum(p.shape[0] * p.shape[1] * p.shape[2] * p.shape[3] for p in problem.inputs)
+    outputs = n * k * rows * pixels
+    residual = outputs if problem.residual else 0
+    read = weights + -(-(inputs + residual + 8 * k) // spec.axi_bytes)
+    return array, read, -(-outputs // spec.axi_bytes)
+
+
+def search(problem: Problem, streams: tuple[UnitStreams, ...]) -> Mapping:
+    """The cheapest legal mapping.
+
+    Raises CapacityError, naming the layer, what it needs at least and what the spec has, when there is none.
+    """
+    best: Mapping | None = None
+    for chunks in _chunk_counts(problem):
+        for grid, lane_rows in _grids(problem):
+            found = _best_tile(problem, streams, grid, lane_rows, chunks)
+            if found and (best is None or found.cost.cycles < best.cost.cycles):
+                best = found
+        if best is not None:
+            return best
+    spec = problem.spec
+    need = problem.extent(1, 0) * problem.extent(1, 1) * spec.block
+    raise CapacityError(
+        f"layer {problem.layer.name!r} does not fit spec {spec.name!r}: one output position reads {need} bytes of one "
+        f"channel block, and a lane holds activation_bytes = {spec.activation_bytes}, output_bytes = "
+        f"{spec.output_bytes} (one block takes {spec.block}); make them larger"
+    )
+
+
+def _chunk_counts(problem: Problem) -> list[int]:
+    """Numbers of runs to cut the reduction into: the whole, then halves, down to single blocks."""
+    blocks = max(len(u.input_blocks) for u in problem.units)
+    out = [1]
+    while out[-1] < blocks:
+        out.append(min(2 * out[-1], blocks))
+    return out
+
+
+def _grids(problem: Problem) -> list[tuple[int, int]]:
+    """(log2 width, rows) of lane grids worth trying."""
+    lanes = problem.spec.lanes
+    return [(g, max(1, min(lanes >> g, problem.out[0]))) for g in range(lanes.bit_length()) if lanes >> g]
+
+
+def _pieces(size: int) -> list[int]:
+    """Sizes that cut `size` into equal pieces: ceil(size / k) for every k, each size once."""
+    return sorted({-(-size // k) for k in range(1, size + 1)})
+
+
+def _best_tile(
+    problem: Problem, streams: tuple[UnitStreams, ...], grid: int, lane_rows: int, chunks: int
+) -> Mapping | None:
+    spec = problem.spec
+    width = 1 << grid
+    ty, tx = np.meshgrid(
+        np.array(_pieces(-(-problem.out[0] // lane_rows))),
+        np.array(_pieces(-(-problem.out[1] // width))),
+        indexing="ij",
+    )
+    ty, tx = ty.reshape(-1), tx.reshape(-1)
+    beats = spec.block_beats
+    hy = _extents(problem, ty, 0)
+    hx = _extents(problem, tx, 1)
+    blocks = max(len(u.input_blocks) for u in problem.units)
+    in_chunk = -(-blocks // chunks)
+    bank = in_chunk * hy * hx * spec.block + (spec.group if spec.hop < spec.group else 0)
+    room = spec.activation_bytes
+    held = ty * tx * spec.block
+    legal = (
+        (bank <= room)
+        & (held <= spec.output_bytes)
+        & (hx * beats < 1 << 12)
+        & (tx * problem.bank_stride[1] * beats < 1 << 12)
+        & (hy < 1 << 10)
+        & (ty * problem.bank_stride[0] < 1 << 10)
+        & (width * tx * problem.stride[1] * beats < 1 << 15)
+        & (lane_rows * ty * problem.stride[0] < 1 << 11)
+    )
+    if not legal.any():
+        return None
+    ty, tx, bank, held = ty[legal], tx[legal], bank[legal], held[legal]
+    best: Mapping | None = None
+    for order in ("map", "columns"):
+        if order == "columns" and chunks > 1:
+            continue
+        cost, resident = _cost(problem, streams, lane_rows, width, ty, tx, bank, held, chunks, order)
+        i = int(np.argmin(cost["cycles"]))
+        if best is None or cost["cycles"][i] < best.cost.cycles:
+            best = Mapping(
+                grid=grid,
+                lane_rows=lane_rows,
+                tile=(int(ty[i]), int(tx[i])),
+                chunks=chunks,
+                steps_at_once=_steps_at_once(problem, streams),
+                order=order,
+                resident=resident,
+                cost=Cost(**{k: float(v[i]) for k, v in cost.items()}),
+            )
+    return best
+
+
+def _extents(problem: Problem, positions: NDArray[np.int64], axis: int) -> NDArray[np.int64]:
+    span = (problem.kernel[axis] - 1) * problem.dilation[axis] + 1
+    return (positions - 1) * problem.bank_stride[axis] + span
+
+
+def _steps_at_once(problem: Problem, streams: tuple[UnitStreams, ...]) -> int:
+    """Steps of one MATMUL: a whole column tile if two of them fit the weight buffer, else half the buffer."""
+    most = max(int(s.steps.max()) for s in streams)
+    spec = problem.spec
+    half = min(spec.weight_steps // 2, spec.offset_steps // 2, (1 << 16) - 1)
+    return most if most <= half else half
+
+
+def _cost(
+    problem: Problem,
+    streams: tuple[UnitStreams, ...],
+    lane_rows: int,
+    width: int,
+    ty: NDArray[np.int64],
+    tx: NDArray[np.int64],
+    bank: NDArray[np.int64],
+    held: NDArray[np.int64],
+    chunks: int,
+    order: str,
+) -> tuple[dict[str, NDArray[np.float64]], bool]:
+    """Closed-form cost of all candidates at once."""
+    spec = problem.spec
+    rows, pixels = problem.out
+    down = -(-rows // (lane_rows * ty))
+    across = -(-pixels // (width * tx))
+    macros = problem.images * down * across
+    # Positions per lane over the whole map; the last tile of a row or column is cut to what is left.
+    left_rows = rows - (down - 1) * lane_rows * ty
+    left_pixels = pixels - (across - 1) * width * tx
+    per_lane = (
+        problem.images * ((down - 1) * ty + -(-left_rows // lane_rows)) * ((across - 1) * tx + -(-left_pixels // width))
+    ).astype(np.float64)
+
+    steps = np.concatenate([s.steps for s in streams])
+    beats = np.array([t.beats(spec) for s in streams for t in s.tiles])
+    busy = np.maximum(steps, spec.column_groups)
+    array = steps.sum() * per_lane
+    ppu = steps.size * spec.column_groups * per_lane
+    compute = busy.sum() * per_lane
+
+    unit_steps = max(int(s.steps.sum()) for s in streams)
+    resident = order == "map" and unit_steps <= spec.weight_steps - 1 and chunks == 1
+    nx_pieces = -(-tx // spec.depth)
+    sub_rows = np.maximum(1, spec.depth // (-(-tx // nx_pieces)))
+    subs = nx_pieces * -(-ty // sub_rows)
+    split = steps.max() > min(spec.weight_steps // 2, spec.offset_steps // 2) or chunks > 1
+    again = subs if split else np.ones_like(subs)
+    weight_reads = beats.sum() * (1 if resident or order == "columns" else macros) * again
+
+    hy, hx = _extents(problem, ty, 0), _extents(problem, tx, 1)
+    seen_rows = problem.images * np.minimum(
+        down * _extents(problem, lane_rows * ty, 0), rows * problem.bank_stride[0] + (down * (hy - ty))
+    )
+    seen_pixels = np.minimum(
+        across * _extents(problem, width * tx, 1), pixels * problem.bank_stride[1] + across * (hx - tx)
+    )
+    plane = seen_rows * seen_pixels * spec.block_beats
+    blocks = sum(len(u.input_blocks) for u in problem.units)
+    output_blocks = problem.output.blocks
+    act_reads = plane * blocks
+    if order == "columns":
+        act_reads = np.where(macros > problem.images, act_reads * output_blocks / len(problem.units), act_reads)
+    if chunks > 1:
+        act_reads = act_reads * problem.tiles_per_block * output_blocks / len(problem.units) * subs
+    out_beats = problem.images * rows * pixels * output_blocks * spec.block_beats
+    residual = out_beats if problem.residual else 0
+    read = (weight_reads + act_reads + residual + output_blocks * spec.block * 8 / spec.axi_bytes).astype(np.float64)
+    read *= spec.beat_interval
+    write = np.full_like(read, out_beats * spec.beat_interval, dtype=np.float64)
+
+    # A buffer that holds only one tile stands idle while the next one is loaded.
+    per_unit = macros * len(problem.units)
+    first_load = act_reads / np.maximum(per_unit, 1) * spec.beat_interval
+    single = np.where((bank * 2 > spec.activation_bytes) & (per_unit > 1), first_load * (per_unit - 1), 0.0)
+    single = single + np.where(held * 2 > spec.output_bytes, write, 0.0)
+    start = first_load + spec.read_latency + beats.max() * spec.beat_interval + matmul_latency(spec)
+    last = ty * tx * spec.block_beats * lane_rows * width * spec.beat_interval
+    finish = np.minimum(ty * tx, spec.depth) * spec.column_groups + drain_latency(spec) + last + spec.write_latency
+    small = per_lane / np.maximum(1, ty * tx) * subs * steps.size * 2.0  # prefer fewer instructions
+    cycles = np.maximum(np.maximum(compute, read), write) + single + start + finish + small
+    return {
+        "cycles": cycles,
+        "array": array,
+        "ppu": np.broadcast_to(ppu, cycles.shape),
+        "read": read,
+        "write": write,
+        "start": start.astype(np.float64),
+        "finish": finish.astype(np.float64),
+    }, bool(resident)

@@ -1,0 +1,158 @@
+"""A layer as the mapper sees it: output positions, a reduction over taps and channel blocks, column tiles.
+
+Channels of the output come in blocks (as they lie in DRAM) and in column tiles (what the array computes at once). A
+grouped or depthwise layer, or a pooling, falls apart into units: sets of input blocks and output blocks that have
+nothing to do with each other. A plain convolution is one unit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.arch.layout import Placement
+from gossamer.arch.spec import ArchSpec
+from gossamer.compiler.layers import Conv, MaxPool
+
+__all__ = ["Problem", "Unit", "make_problem"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Output blocks that depend on these input blocks and no others. Input blocks count through all segments."""
+
+    input_blocks: tuple[int, ...]
+    output_blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Problem:
+    """A layer with its tensors placed. All sizes in pixels, all vectors (vertical, horizontal)."""
+
+    layer: Conv | MaxPool
+    spec: ArchSpec
+    inputs: tuple[Placement, ...]
+    output: Placement
+    residual: Placement | None
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    origin: tuple[int, int]
+    """Where output position (0, 0) begins to read in the padded input."""
+    out: tuple[int, int]
+    units: tuple[Unit, ...]
+
+    @property
+    def images(self) -> int:
+        """Batch size."""
+        return self.output.shape[0]
+
+    @property
+    def skips_rows(self) -> bool:
+        """Rows between two strides are never read, so they are not loaded either."""
+        return self.kernel[0] == 1 and self.stride[0] > 1
+
+    @property
+    def bank_stride(self) -> tuple[int, int]:
+        """Stride inside the activation bank."""
+        return (1 if self.skips_rows else self.stride[0], self.stride[1])
+
+    def extent(self, positions: int, axis: int) -> int:
+        """Input pixels that consecutive output positions read along an axis, as they lie in the bank."""
+        return (positions - 1) * self.bank_stride[axis] + (self.kernel[axis] - 1) * self.dilation[axis] + 1
+
+    @property
+    def tiles_per_block(self) -> int:
+        """Column tiles of an output block."""
+        return self.spec.block // self.spec.columns
+
+    @cached_property
+    def input_blocks(self) -> tuple[tuple[int, int], ...]:
+        """(segment, block within it) of every input block."""
+        return tuple((s, b) for s, p in enumerate(self.inputs) for b in range(p.blocks))
+
+    @cached_property
+    def channel_slots(self) -> NDArray[np.int64]:
+        """Where each input channel of the layer stands: input block * block + channel of it. int64 [in_channels]."""
+        slots, first = [], 0
+        for p in self.inputs:
+            slots.append(first * self.spec.block + np.arange(p.shape[1]))
+            first += p.blocks
+        return np.concatenate(slots)
+
+
+def make_problem(layer: Conv | MaxPool, placements: Mapping[str, Placement], spec: ArchSpec) -> Problem:
+    """Put a layer and the places of its tensors together."""
+    inputs = tuple(placements[name] for name in layer.inputs)
+    output = placements[layer.output]
+    residual = placements[layer.residual] if isinstance(layer, Conv) and layer.residual else None
+    kernel = layer.kernel if isinstance(layer, MaxPool) else (layer.weight.shape[2], layer.weight.shape[3])
+    flat = (
+        kernel == (1, 1)
+        and layer.stride == (1, 1)
+        and layer.pads == (0, 0, 0, 0)
+        and all(p is None or p.border == (0, 0, 0, 0) for p in (*inputs, output, residual))
+    )
+    if flat:
+        inputs = tuple(_flat(p, spec) for p in inputs)
+        output = _flat(output, spec)
+        residual = _flat(residual, spec) if residual else None
+    border = inputs[0].border
+    problem = Problem(
+        layer=layer,
+        spec=spec,
+        inputs=inputs,
+        output=output,
+        residual=residual,
+        kernel=kernel,
+        stride=layer.stride,
+        dilation=layer.dilation,
+        origin=(border[0] - layer.pads[0], border[1] - layer.pads[1]),
+        out=(output.shape[2], output.shape[3]),
+        units=(),
+    )
+    return replace(problem, units=_units(problem))
+
+
+def _flat(p: Placement, spec: ArchSpec) -> Placement:
+    """The same bytes seen as rows that every row of lanes can share: one row where lanes are a power of two."""
+    n, c, h, w = p.shape
+    rows = 1
+    odd = spec.lanes
+    while odd % 2 == 0:
+        odd //= 2
+    if (h * w) % odd == 0:
+        rows = odd
+    return replace(p, shape=(n, c, rows, h * w // rows))
+
+
+def _units(problem: Problem) -> tuple[Unit, ...]:
+    """Connected components of input blocks and output blocks."""
+    layer, block = problem.layer, problem.spec.block
+    outputs = problem.output.blocks
+    if isinstance(layer, Conv) and layer.groups == 1:
+        every = tuple(range(len(problem.input_blocks)))
+        return (Unit(input_blocks=every, output_blocks=tuple(range(outputs))),)
+    channels = problem.output.shape[1]
+    slots = problem.channel_slots
+    units: list[tuple[set[int], set[int]]] = []
+    for ob in range(outputs):
+        ks = np.arange(ob * block, min((ob + 1) * block, channels))
+        if isinstance(layer, MaxPool):
+            needed = {int(b) for b in slots[ks] // block}
+        else:
+            width = layer.weight.shape[1]
+            group = ks // (channels // layer.groups)
+            first, last = int(group.min()) * width, (int(group.max()) + 1) * width
+            needed = {int(b) for b in slots[first:last] // block}
+        here = ({ob}, needed)
+        apart = []
+        for unit in units:
+            if unit[1] & here[1]:
+                here = (here[0] | unit[0], here[1] | unit[1])
+            else:
+                apart.append(unit)
+        units = [*apart, here]
+    return tuple(Unit(input_blocks=tuple(sorted(i)), output_blocks=tuple(sorted(o))) for o, i in units)

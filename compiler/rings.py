@@ -1,0 +1,70 @@
+"""On-chip buffers: space for chunks, given out round and round so that the next chunk seldom waits for the last."""
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+__all__ = ["Chunk", "Ring"]
+
+
+@dataclass(eq=False)
+class Chunk:
+    """Something that will stand in a buffer from its first use to its last.
+
+    ring : which buffer.  size, align : in the ring's units.
+    loads : fields of the LOADs that fill it; their destination counts from the chunk's base.
+    per_unit : ring units of one unit of a LOAD's destination.
+    early : it depends on constants only, so that it may be loaded before the layer's activations exist.
+    whole : a reservation this chunk is a part of, at `within`; the reservation is placed with its first part.
+    """
+
+    ring: str
+    size: int
+    align: int
+    loads: list[dict[str, int]]
+    per_unit: int = 1
+    last_use: int = -1
+    base: int = -1
+    early: bool = True
+    whole: Optional["Chunk"] = None
+    within: int = 0
+
+    @property
+    def placed(self) -> bool:
+        """It has its place (and its LOADs have been emitted)."""
+        return self.base >= 0
+
+
+@dataclass
+class Ring:
+    """A buffer of `capacity` units: first fit behind the chunk placed last, then from the beginning."""
+
+    capacity: int
+    _live: list[Chunk] = field(default_factory=list)
+    _cursor: int = 0
+
+    def place(self, chunk: Chunk) -> bool:
+        """Give the chunk a place; False when there is no room. A part places its reservation first."""
+        if chunk.whole is not None:
+            if not chunk.whole.placed and not self.place(chunk.whole):
+                return False
+            chunk.base = chunk.whole.base + chunk.within
+            return True
+        self._live.sort(key=lambda c: c.base)
+        for start in self._candidates(chunk.align):
+            end = start + chunk.size
+            if end <= self.capacity and all(end <= c.base or start >= c.base + c.size for c in self._live):
+                chunk.base = start
+                self._cursor = end
+                self._live.append(chunk)
+                return True
+        return False
+
+    def _candidates(self, align: int) -> list[int]:
+        """Places to try: the cursor and the ends of live chunks from there on, then the beginning and the rest."""
+        ends = [0, self._cursor, *(c.base + c.size for c in self._live)]
+        starts = sorted({-(-e // align) * align for e in ends})
+        return [s for s in starts if s >= self._cursor] + [s for s in starts if s < self._cursor]
+
+    def release(self, done: int) -> None:
+        """Forget the chunks that no item after `done` needs."""
+        self._live = [c for c in self._live if c.last_use > done]

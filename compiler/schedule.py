@@ -1,0 +1,596 @@
+"""The schedule: a list of items (one MATMUL each), the chunks they need on chip, and the order of instructions.
+
+Items stand in the order in which the array works through them, layer after layer. Instructions follow that order;
+LOADs run ahead of it as far as the buffers and the LOAD queue have room, also into the next layer, constants first.
+Semaphores come last (compiler/sync.py), so the schedule itself need not think of them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gossamer.arch import isa
+from gossamer.arch.errors import CapacityError
+from gossamer.arch.isa import Encoding, LoadKind, MatmulMode, Op
+from gossamer.arch.numerics import RESIDUAL_SHIFT_MIN, SHIFT_MIN, quantise_multiplier, quantise_residual
+from gossamer.arch.spec import ArchSpec
+from gossamer.arch.stream import StepStream, encode_offsets, encode_steps, stream_beats
+from gossamer.compiler.constants import ConstantPool
+from gossamer.compiler.layers import MaxPool
+from gossamer.compiler.mapping import Mapping, sub_tile
+from gossamer.compiler.problem import Problem, Unit
+from gossamer.compiler.rings import Chunk, Ring
+from gossamer.compiler.streams import TileStream, UnitStreams, pack_unit, place
+
+__all__ = ["Emitter", "Item", "layer_items"]
+
+_LOAD_KIND = {
+    "activation": LoadKind.ACTIVATION,
+    "output": LoadKind.OUTPUT,
+    "weight": LoadKind.WEIGHT,
+    "offset": LoadKind.OFFSET,
+    "parameter": LoadKind.PARAMETER,
+    "table": LoadKind.TABLE,
+}
+
+
+@dataclass(eq=False)
+class Item:
+    """One MATMUL, with the DRAIN and STORE that follow it, if any; base addresses come from the chunks."""
+
+    layer: int
+    act: Chunk
+    weight: Chunk
+    offset: Chunk
+    matmul: dict[str, int]
+    parameter: Chunk | None = None
+    table: Chunk | None = None
+    out: Chunk | None = None
+    drain: dict[str, int] | None = None
+    store: dict[str, int] | None = None
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Everything it needs, constants first."""
+        for chunk in (self.parameter, self.table, self.offset, self.weight, self.act, self.out):
+            if chunk is not None:
+                yield chunk
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# A layer as items
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Macro:
+    """A macro tile: where it begins in the output, and its positions per lane."""
+
+    image: int
+    y: int
+    x: int
+    rows: int
+    pixels: int
+    tile: tuple[int, int]
+
+
+@dataclass
+class _Builder:
+    """Makes the items of one layer; keeps the chunks that several items share."""
+
+    index: int
+    problem: Problem
+    mapping: Mapping
+    pool: ConstantPool
+    kept: dict[object, Chunk] = field(default_factory=dict)
+    pieces_of: dict[tuple[int, int], int] = field(default_factory=dict)
+    """MATMULs of every (run of input blocks, column tile)."""
+    offsets_stay: bool = False
+    """All lists of offsets of the unit stay on chip."""
+
+    @property
+    def spec(self) -> ArchSpec:
+        return self.problem.spec
+
+    def items(self, streams: tuple[UnitStreams, ...]) -> Iterator[Item]:
+        """All items in order."""
+        drain, parameter_of, table = self._epilogue()
+        for whole in streams:
+            runs = _runs(whole.unit, self.mapping.chunks)
+            parts = [whole] if len(runs) == 1 else [pack_unit(self.problem, whole.unit, run) for run in runs]
+            placed = [self._pieces(part) for part in parts]
+            self._reserve(parts, placed)
+            for macro, tile in self._order(whole):
+                yield from self._tile_items(whole.unit, macro, tile, parts, placed, drain, parameter_of, table)
+            self.kept = {}
+
+    def _reserve(self, parts: list[UnitStreams], placed: list[list[list[StepStream]]]) -> None:
+        """What stays on chip through the whole unit gets one reservation, so that it cannot break up the buffer."""
+        spec = self.spec
+        self.pieces_of = {(c, t): len(tile) for c, part in enumerate(placed) for t, tile in enumerate(part)}
+        if self.mapping.resident:
+            total = sum(p.steps for part in placed for tile in part for p in tile)
+            whole, at = Chunk(ring="weight", size=total, align=1, loads=[]), 0
+            for c, part in enumerate(placed):
+                for t, tile in enumerate(part):
+                    for p, piece in enumerate(tile):
+                        chunk = self._weight_load(piece, parts[c].tiles[t].encoding)
+                        chunk.whole, chunk.within = whole, at
+                        self.kept["weight", (c, t, p)] = chunk
+                        at += piece.steps
+        lists = {encode_offsets(p.offsets, spec).tobytes(): p for part in placed for tile in part for p in tile}
+        total = sum(len(data) // 2 for data in lists)
+        self.offsets_stay = total <= spec.offset_steps // 2
+        if self.offsets_stay:
+            whole, at = Chunk(ring="offset", size=total, align=spec.axi_bytes // 2, loads=[]), 0
+            for data, piece in lists.items():
+                chunk = self._offset_load(piece)
+                chunk.whole, chunk.within = whole, at
+                self.kept["offset", data] = chunk
+                at += chunk.size
+
+    def _order(self, whole: UnitStreams) -> Iterator[tuple[_Macro, int]]:
+        """Pairs of macro tile and column tile in loop order."""
+        per_block = self.problem.tiles_per_block
+        if self.mapping.order == "map":
+            for macro in self._macros():
+                for t in range(len(whole.tiles)):
+                    yield macro, t
+        else:
+            for first in range(0, len(whole.tiles), per_block):
+                for macro in self._macros():
+                    for t in range(first, first + per_block):
+                        yield macro, t
+
+    def _macros(self) -> Iterator[_Macro]:
+        m, (height, width) = self.mapping, self.problem.out
+        for image in range(self.problem.images):
+            for y in range(0, height, m.lane_rows * m.tile[0]):
+                rows = min(height - y, m.lane_rows * m.tile[0])
+                for x in range(0, width, m.lane_columns * m.tile[1]):
+                    pixels = min(width - x, m.lane_columns * m.tile[1])
+                    tile = (-(-rows // m.lane_rows), -(-pixels // m.lane_columns))
+                    yield _Macro(image=image, y=y, x=x, rows=rows, pixels=pixels, tile=tile)
+
+    def _bank(self) -> tuple[int, int]:
+        """Rows and pixels of an input block in the bank; the same for all macro tiles, so that offsets are too."""
+        return self.problem.extent(self.mapping.tile[0], 0), self.problem.extent(self.mapping.tile[1], 1)
+
+    def _pieces(self, part: UnitStreams) -> list[list[StepStream]]:
+        """Every column tile, placed in the bank and cut into MATMULs."""
+        at_once = self.mapping.steps_at_once
+        phase = max(1, self.spec.group // self.spec.macs)
+        at_once = max(phase, at_once // phase * phase) if at_once < int(part.steps.max()) else at_once
+        out = []
+        for tile in part.tiles:
+            stream = place(self.problem, tile, len(part.input_blocks), self._bank())
+            out.append(
+                [
+                    StepStream(
+                        offsets=stream.offsets[a : a + at_once],
+                        values=stream.values[a : a + at_once],
+                        selects=stream.selects[a : a + at_once],
+                    )
+                    for a in range(0, stream.steps, at_once)
+                ]
+            )
+        return out
+
+    def _tile_items(
+        self,
+        unit: Unit,
+        macro: _Macro,
+        t: int,
+        parts: list[UnitStreams],
+        placed: list[list[list[StepStream]]],
+        drain: dict[str, int],
+        parameter_of: dict[int, tuple[Chunk, int]],
+        table: Chunk | None,
+    ) -> Iterator[Item]:
+        """Items of one column tile of one macro tile: sub-tiles outside, pieces of the reduction inside."""
+        spec, problem = self.spec, self.problem
+        tile = parts[0].tiles[t]
+        out = self._out_chunk(macro, tile)
+        ny, nx = sub_tile(macro.tile, spec.depth)
+        hx = self._bank()[1]
+        windows = spec.block // spec.group
+        stride = problem.bank_stride
+        corners = [(y, x) for y in range(0, macro.tile[0], ny) for x in range(0, macro.tile[1], nx)]
+        parameter, first = parameter_of[tile.output_block]
+        for at, (y, x) in enumerate(corners):
+            rows, pixels = min(ny, macro.tile[0] - y), min(nx, macro.tile[1] - x)
+            matmuls = [(c, p) for c in range(len(parts)) for p in range(len(placed[c][t]))]
+            for n, (c, p) in enumerate(matmuls):
+                piece = placed[c][t][p]
+                item = Item(
+                    layer=self.index,
+                    act=self._act_chunk(unit, parts[c].input_blocks, c, macro, (t, at) if len(parts) > 1 else None, t),
+                    weight=self._weight_chunk(piece, parts[c].tiles[t].encoding, (c, t, p), macro, at),
+                    offset=self._offset_chunk(piece, (c, t, p), macro, at),
+                    matmul={
+                        "mode": int(MatmulMode.MAXIMUM if isinstance(problem.layer, MaxPool) else MatmulMode.SUM),
+                        "signed": int(problem.inputs[0].signed),
+                        "zero_point": problem.inputs[0].zero_byte,
+                        "accumulate": int(n > 0),
+                        "steps": piece.steps,
+                        "act_base": (y * stride[0] * hx + x * stride[1]) * windows,
+                        "nx": pixels,
+                        "ny": rows,
+                        "sx": stride[1] * windows,
+                        "sy": stride[0] * hx * windows,
+                    },
+                )
+                if n == len(matmuls) - 1:
+                    element = (y * macro.tile[1] + x) * spec.block + tile.index * spec.columns
+                    item.drain = {
+                        **drain,
+                        "nx": pixels,
+                        "ny": rows,
+                        "param_base": first + tile.index * spec.column_groups,
+                        "dest": element // spec.ppu,
+                        "sx": spec.block // spec.ppu,
+                        "sy": macro.tile[1] * spec.block // spec.ppu,
+                    }
+                    item.parameter, item.table, item.out = parameter, table, out
+                    if at == len(corners) - 1 and tile.index == problem.tiles_per_block - 1:
+                        item.store = self._store(macro, tile)
+                yield item
+
+    # ---- chunks ----
+
+    def _keep(self, key: object, make: Chunk) -> Chunk:
+        return self.kept.setdefault(key, make)
+
+    def _act_chunk(self, unit: Unit, blocks: tuple[int, ...], c: int, macro: _Macro, again: object, t: int) -> Chunk:
+        only = self.mapping.order == "columns" and self._several_macros()
+        key = ("act", c, macro.image, macro.y, macro.x, again, t // self.problem.tiles_per_block if only else 0)
+        if key in self.kept:
+            return self.kept[key]
+        spec = self.spec
+        hy, hx = self._bank()
+        size = len(blocks) * hy * hx * spec.block
+        slack = spec.activation_row_bytes if spec.hop < spec.group else 0
+        chunk = Chunk(
+            ring="activation",
+            size=size + slack,
+            align=spec.activation_row_bytes,
+            per_unit=spec.axi_bytes,
+            loads=self._act_loads(blocks, macro, (hy, hx)),
+            early=False,
+        )
+        return self._keep(key, chunk)
+
+    def _several_macros(self) -> bool:
+        m, (height, width) = self.mapping, self.problem.out
+        return self.problem.images > 1 or height > m.lane_rows * m.tile[0] or width > m.lane_columns * m.tile[1]
+
+    def _act_loads(self, blocks: tuple[int, ...], macro: _Macro, bank: tuple[int, int]) -> list[dict[str, int]]:
+        """One LOAD for every run of neighbouring blocks of one input tensor."""
+        problem, m, bb = self.problem, self.mapping, self.spec.block_beats
+        where = [problem.input_blocks[b] for b in blocks]
+        loads, start = [], 0
+        skip = problem.stride[0] if problem.skips_rows else 1
+        rows, pixels = problem.extent(macro.rows, 0), problem.extent(macro.pixels, 1)
+        while start < len(where):
+            end = start + 1
+            while end < len(where) and where[end] == (where[start][0], where[end - 1][1] + 1):
+                end += 1
+            segment, first = where[start]
+            p = problem.inputs[segment]
+            row = p.pixels * bb
+            plane = p.rows * row
+            y = problem.origin[0] + macro.y * problem.stride[0]
+            x = problem.origin[1] + macro.x * problem.stride[1]
+            loads.append(
+                {
+                    "address": p.address // self.spec.axi_bytes
+                    + (macro.image * p.blocks + first) * plane
+                    + y * row
+                    + x * bb,
+                    "dest": start * bank[0] * bank[1] * bb,
+                    "beats": pixels * bb,
+                    "rows": rows,
+                    "blocks": end - start,
+                    "row_stride": skip * row,
+                    "block_stride": plane,
+                    "grid": m.grid,
+                    "tile_beats": bank[1] * bb,
+                    "tile_rows": bank[0],
+                    "step_beats": macro.tile[1] * problem.bank_stride[1] * bb,
+                    "step_rows": macro.tile[0] * problem.bank_stride[0],
+                }
+            )
+            start = end
+        return loads
+
+    def _weight_chunk(
+        self, piece: StepStream, encoding: Encoding, which: tuple[int, int, int], macro: _Macro, at: int
+    ) -> Chunk:
+        if self.mapping.resident:
+            return self.kept["weight", which]
+        key = ("weight", which, self._macro_key(macro), at if self._leaves(which) else 0)
+        return self.kept.get(key) or self._keep(key, self._weight_load(piece, encoding))
+
+    def _weight_load(self, piece: StepStream, encoding: Encoding) -> Chunk:
+        load = {
+            "encoding": int(encoding),
+            "address": self.pool.add(encode_steps(piece, self.spec, encoding)),
+            "beats": stream_beats(self.spec, encoding, piece.steps),
+            "rows": 1,
+            "blocks": 1,
+        }
+        return Chunk(ring="weight", size=piece.steps, align=1, loads=[load])
+
+    def _offset_chunk(self, piece: StepStream, which: tuple[int, int, int], macro: _Macro, at: int) -> Chunk:
+        if self.offsets_stay:
+            return self.kept["offset", encode_offsets(piece.offsets, self.spec).tobytes()]
+        key = ("offset", which, self._macro_key(macro), at if self._leaves(which) else 0)
+        return self.kept.get(key) or self._keep(key, self._offset_load(piece))
+
+    def _offset_load(self, piece: StepStream) -> Chunk:
+        spec = self.spec
+        data = encode_offsets(piece.offsets, spec)
+        load = {"address": self.pool.add(data), "beats": data.size // spec.axi_bytes, "rows": 1, "blocks": 1}
+        entries = spec.axi_bytes // 2
+        return Chunk(ring="offset", size=data.size // 2, align=entries, per_unit=entries, loads=[load])
+
+    def _leaves(self, which: tuple[int, int, int]) -> bool:
+        """A column tile of several MATMULs: its pieces leave the buffer before the next sub-tile needs them."""
+        return self.mapping.chunks > 1 or self.pieces_of[which[:2]] > 1
+
+    def _macro_key(self, macro: _Macro) -> object:
+        return (macro.image, macro.y, macro.x) if self.mapping.order == "map" else 0
+
+    def _out_chunk(self, macro: _Macro, tile: TileStream) -> Chunk:
+        """The output region of a macro tile and output block; a residual is loaded into it first."""
+        key = ("out", macro.image, macro.y, macro.x, tile.output_block)
+        if key in self.kept:
+            return self.kept[key]
+        spec, problem = self.spec, self.problem
+        size = macro.tile[0] * macro.tile[1] * spec.block
+        align, loads = spec.axi_bytes, []
+        if problem.residual is not None:
+            # Its own partition, if it fits one: then LOAD, DRAIN and STORE work on three tiles at a time.
+            part = spec.output_bytes // spec.output_partitions
+            align, size = part, -(-size // part) * part
+            store = self._store(macro, tile)
+            r, bb = problem.residual, spec.block_beats
+            row = r.pixels * bb
+            loads = [
+                {
+                    "address": r.address // spec.axi_bytes
+                    + (macro.image * r.blocks + tile.output_block) * r.rows * row
+                    + (r.border[0] + macro.y) * row
+                    + (r.border[1] + macro.x) * bb,
+                    "dest": 0,
+                    "beats": store["beats"],
+                    "rows": store["rows"],
+                    "blocks": 1,
+                    "row_stride": row,
+                    "grid": store["grid"],
+                    "tile_beats": store["tile_beats"],
+                    "tile_rows": store["tile_rows"],
+                    "step_beats": store["tile_beats"],
+                    "step_rows": store["tile_rows"],
+                }
+            ]
+        chunk = Chunk(ring="output", size=size, align=align, per_unit=spec.axi_bytes, loads=loads, early=False)
+        return self._keep(key, chunk)
+
+    def _store(self, macro: _Macro, tile: TileStream) -> dict[str, int]:
+        o, bb = self.problem.output, self.spec.block_beats
+        row = o.pixels * bb
+        return {
+            "address": o.address // self.spec.axi_bytes
+            + (macro.image * o.blocks + tile.output_block) * o.rows * row
+            + (o.border[0] + macro.y) * row
+            + (o.border[1] + macro.x) * bb,
+            "beats": macro.pixels * bb,
+            "rows": macro.rows,
+            "blocks": 1,
+            "row_stride": row,
+            "grid": self.mapping.grid,
+            "tile_beats": macro.tile[1] * bb,
+            "tile_rows": macro.tile[0],
+        }
+
+    # ---- epilogue ----
+
+    def _epilogue(self) -> tuple[dict[str, int], dict[int, tuple[Chunk, int]], Chunk | None]:
+        """DRAIN fields of the layer, (chunk, first PPU group in it) of every output block, and the table."""
+        layer, spec = self.problem.layer, self.spec
+        drain = {"column_groups": spec.column_groups, "lo": layer.lo, "hi": layer.hi}
+        table, shift_min = None, SHIFT_MIN
+        channels = self.problem.output.shape[1]
+        if isinstance(layer, MaxPool):
+            drain["zero_point"] = self.problem.inputs[0].zero_point
+            scale, bias = np.ones(channels), np.zeros(channels, dtype=np.int64)
+        else:
+            drain["zero_point"] = layer.zero_point
+            scale, bias = layer.scale, layer.bias.astype(np.int64)
+            if self.problem.residual is not None:
+                multiplier, shift_min = quantise_residual(layer.residual_ratio)
+                drain |= {
+                    "residual": 1,
+                    "residual_signed": int(self.problem.residual.signed),
+                    "residual_zero": self.problem.residual.zero_byte,
+                    "residual_multiplier": multiplier,
+                    "residual_shift": max(shift_min, RESIDUAL_SHIFT_MIN),
+                }
+            if layer.table is not None:
+                table = self._table_chunk(layer.table)
+                drain["table_enable"] = 1
+        padded = self.problem.output.blocks * spec.block
+        multiplier_of = np.zeros(padded, dtype=np.int64)
+        shift_of = np.full(padded, max(shift_min, SHIFT_MIN), dtype=np.int64)
+        bias_of = np.zeros(padded, dtype=np.int64)
+        multiplier_of[:channels], shift_of[:channels] = quantise_multiplier(scale, max(shift_min, SHIFT_MIN))
+        bias_of[:channels] = bias
+        words = np.stack([bias_of & 0xFFFFFFFF, multiplier_of | shift_of << 24], axis=1).astype("<u4")
+        return drain, self._parameter_chunks(words.view(np.uint8).reshape(-1, spec.block * 8)), table
+
+    def _parameter_chunks(self, data: np.ndarray[tuple[int, int], np.dtype[np.uint8]]) -> dict[int, tuple[Chunk, int]]:
+        spec = self.spec
+        blocks = data.shape[0]
+        at_once = max(1, min(blocks, spec.parameter_channels // 2 // spec.block))
+        out: dict[int, tuple[Chunk, int]] = {}
+        for first in range(0, blocks, at_once):
+            part = data[first : first + at_once].reshape(-1)
+            chunk = Chunk(
+                ring="parameter",
+                size=part.size,
+                align=spec.parameter_row_bytes,
+                per_unit=spec.axi_bytes,
+                loads=[{"address": self.pool.add(part), "beats": part.size // spec.axi_bytes, "rows": 1, "blocks": 1}],
+            )
+            for k in range(first, min(first + at_once, blocks)):
+                out[k] = (chunk, (k - first) * (spec.block // spec.ppu))
+        return out
+
+    def _table_chunk(self, table: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> Chunk:
+        spec = self.spec
+        if spec.tables == 0:
+            raise CapacityError(
+                f"layer {self.problem.layer.name!r} needs a table, and spec {spec.name!r} has buffers.tables = 0; "
+                f"1 to 4 are legal"
+            )
+        load = {"address": self.pool.add(table), "beats": 256 // spec.axi_bytes, "rows": 1, "blocks": 1}
+        return Chunk(ring="table", size=1, align=1, loads=[load])
+
+
+def _runs(unit: Unit, chunks: int) -> list[tuple[int, ...]]:
+    """Input blocks in runs that are on chip together."""
+    size = -(-len(unit.input_blocks) // chunks)
+    return [unit.input_blocks[a : a + size] for a in range(0, len(unit.input_blocks), size)]
+
+
+def layer_items(
+    index: int, problem: Problem, streams: tuple[UnitStreams, ...], mapping: Mapping, pool: ConstantPool
+) -> list[Item]:
+    """The items of one layer, in order; `index` marks them."""
+    return list(_Builder(index=index, problem=problem, mapping=mapping, pool=pool).items(streams))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Items as instructions
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class Emitter:
+    """Turns items into instructions in matrix form, without semaphores."""
+
+    def __init__(self, spec: ArchSpec) -> None:
+        self.spec = spec
+        self.rows: list[list[int]] = []
+        self.first_row: dict[int, int] = {}
+        """Row of the first MATMUL of every layer."""
+        slack = spec.group if spec.hop < spec.group else 0
+        self._rings = {
+            "activation": Ring(spec.activation_bytes - slack),
+            "output": Ring(spec.output_bytes),
+            "weight": Ring(spec.weight_steps),
+            "offset": Ring(spec.offset_steps),
+            "parameter": Ring(spec.parameter_channels * 8),
+            "table": Ring(spec.tables),
+        }
+        self._ahead: dict[int, int] = {}
+        self._bank = 0
+
+    def run(self, items: list[Item]) -> None:
+        """Emit all items of a stage and its END."""
+        for k, item in enumerate(items):
+            for chunk in item.chunks():
+                chunk.last_use = k
+                if chunk.whole is not None:
+                    chunk.whole.last_use = k
+        fresh = 1  # first item whose chunks may not all be placed
+        for k, item in enumerate(items):
+            for chunk in item.chunks():
+                if not chunk.placed and not self._load(chunk, k):
+                    raise CapacityError(
+                        f"a tile needs {chunk.size} units of the {chunk.ring} buffer, which has "
+                        f"{self._rings[chunk.ring].capacity} and no room left"
+                    )
+            self._ahead.pop(k, None)
+            fresh = max(fresh, k + 1)
+            fresh = self._prefetch(items, fresh)
+            self._compute(item)
+            for ring in self._rings.values():
+                ring.release(k)
+        self._put(Op.END, {})
+
+    def _prefetch(self, items: list[Item], m: int) -> int:
+        """Load ahead for items from m on while there is room; returns the first item that is not complete."""
+        limit = self.spec.queue_depth
+        while m < len(items) and sum(self._ahead.values()) < limit:
+            if items[m].layer != items[m - 1].layer:
+                self._prefetch_constants(items, m, limit // 2)
+            for chunk in items[m].chunks():
+                if not chunk.placed and (sum(self._ahead.values()) >= limit or not self._load(chunk, m)):
+                    return m
+            m += 1
+        return m
+
+    def _prefetch_constants(self, items: list[Item], m: int, limit: int) -> None:
+        """A new layer: its activations may not exist yet, but its first weights do."""
+        layer = items[m].layer
+        full: set[str] = set()
+        while m < len(items) and items[m].layer == layer and sum(self._ahead.values()) < limit:
+            for chunk in items[m].chunks():
+                if chunk.early and not chunk.placed and chunk.ring not in full and not self._load(chunk, m):
+                    full.add(chunk.ring)
+            if full:
+                return
+            m += 1
+
+    def _load(self, chunk: Chunk, item: int) -> bool:
+        """Place a chunk and emit its LOADs; False when there is no room yet."""
+        if not self._rings[chunk.ring].place(chunk):
+            return False
+        kind = int(_LOAD_KIND[chunk.ring])
+        for load in chunk.loads:
+            dest = load.get("dest", 0) + chunk.base // chunk.per_unit
+            self._put(Op.LOAD, {**load, "kind": kind, "dest": dest})
+            self._ahead[item] = self._ahead.get(item, 0) + 1
+        return True
+
+    def _compute(self, item: Item) -> None:
+        spec = self.spec
+        self.first_row.setdefault(item.layer, len(self.rows))
+        self._put(
+            Op.MATMUL,
+            {
+                **item.matmul,
+                "act_base": item.matmul["act_base"] + item.act.base // spec.group,
+                "weight_base": item.weight.base,
+                "offset_base": item.offset.base,
+                "bank": self._bank,
+            },
+        )
+        if item.drain is None:
+            return
+        assert item.out is not None
+        assert item.parameter is not None
+        drain = dict(item.drain)
+        drain["bank"] = self._bank
+        drain["param_base"] += item.parameter.base // (8 * spec.ppu)
+        drain["dest"] += item.out.base // spec.ppu
+        if drain.get("residual"):
+            drain["residual_base"] = drain["dest"]
+        if item.table is not None:
+            drain["table"] = item.table.base
+        self._put(Op.DRAIN, drain)
+        self._bank ^= 1
+        if item.store is not None:
+            self._put(Op.STORE, {**item.store, "source": item.out.base // spec.axi_bytes})
+
+    def _put(self, op: Op, values: dict[str, int]) -> None:
+        row = [0] * isa.MATRIX_COLUMNS
+        row[0] = int(op)
+        columns = _COLUMNS[op]
+        for name, value in values.items():
+            row[columns[name]] = int(value)
+        self.rows.append(row)
+
+
+_COLUMNS = {op: {f.name: isa.column(op, f.name) for f in isa.FORMATS[op]} for op in Op}
