@@ -1,0 +1,147 @@
+"""LOAD and STORE: bytes between DRAM and the memories of a machine (meaning: arch/access.py)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.arch.access import (
+    L_ADDR,
+    L_BEATS,
+    L_BLOCKS,
+    L_BS,
+    L_DEST,
+    L_ENC,
+    L_GRID,
+    L_KIND,
+    L_ROWS,
+    L_RS,
+    L_SB,
+    L_SR,
+    L_TB,
+    L_TR,
+    S_ADDR,
+    S_BEATS,
+    S_BLOCKS,
+    S_BS,
+    S_GRID,
+    S_ROWS,
+    S_RS,
+    S_SRC,
+    S_TB,
+    S_TR,
+)
+from gossamer.arch.isa import Encoding, LoadKind
+from gossamer.arch.jit import jit
+from gossamer.sim.machine import Machine, Sizes
+
+__all__ = ["decode_records", "load", "store"]
+
+_ACTIVATION, _OUTPUT, _WEIGHT, _OFFSET, _PARAMETER, _TABLE = (int(k) for k in LoadKind)
+_DENSE, _INDEX = int(Encoding.DENSE), int(Encoding.INDEX)
+
+
+@jit
+def load(f: NDArray[np.int64], sizes: Sizes, machine: Machine, dram: NDArray[np.uint8]) -> None:
+    """One LOAD, f its row of the matrix form."""
+    kind, beat = f[L_KIND], sizes.beat
+    if kind == _ACTIVATION:
+        _scatter(f, beat, dram, machine.activations)
+        return
+    if kind == _OUTPUT:
+        _scatter(f, beat, dram, machine.outputs)
+        return
+    data = _string(f, beat, dram)
+    if kind == _WEIGHT:
+        decode_records(data, f[L_ENC], sizes, f[L_DEST], machine.values, machine.selects)
+    elif kind == _OFFSET:
+        for k in range(data.size // 2):
+            machine.offsets[f[L_DEST] * beat // 2 + k] = np.int64(data[2 * k]) | np.int64(data[2 * k + 1]) << 8
+    elif kind == _PARAMETER:
+        machine.parameters[f[L_DEST] * beat : f[L_DEST] * beat + data.size] = data
+    else:
+        for k in range(data.size):
+            machine.tables[f[L_DEST] + k // 256, k % 256] = data[k]
+
+
+@jit
+def _scatter(f: NDArray[np.int64], beat: int, dram: NDArray[np.uint8], bank: NDArray[np.uint8]) -> None:
+    """Every lane keeps its tile of the region."""
+    width = 1 << f[L_GRID]
+    for lane in range(bank.shape[0]):
+        x, y = (lane % width) * f[L_SB], (lane // width) * f[L_SR]
+        keep_x = min(f[L_TB], f[L_BEATS] - x) * beat
+        keep_y = min(f[L_TR], f[L_ROWS] - y)
+        if keep_x <= 0:
+            continue
+        for b in range(f[L_BLOCKS]):
+            for ly in range(keep_y):
+                at = (f[L_ADDR] + b * f[L_BS] + (y + ly) * f[L_RS] + x) * beat
+                to = (f[L_DEST] + (b * f[L_TR] + ly) * f[L_TB]) * beat
+                bank[lane, to : to + keep_x] = dram[at : at + keep_x]
+
+
+@jit
+def _string(f: NDArray[np.int64], beat: int, dram: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """All bytes of the region one after the other."""
+    row = f[L_BEATS] * beat
+    out = np.empty(row * f[L_ROWS] * f[L_BLOCKS], dtype=np.uint8)
+    n = 0
+    for b in range(f[L_BLOCKS]):
+        for y in range(f[L_ROWS]):
+            at = (f[L_ADDR] + b * f[L_BS] + y * f[L_RS]) * beat
+            out[n : n + row] = dram[at : at + row]
+            n += row
+    return out
+
+
+@jit
+def decode_records(
+    data: NDArray[np.uint8],
+    encoding: int,
+    sizes: Sizes,
+    first: int,
+    values: NDArray[np.int8],
+    selects: NDArray[np.uint8],
+) -> None:
+    """Records to rows first, first + 1, ... of values and selects [rows, C, V], as arch.stream.decode_steps does."""
+    columns, macs, group = sizes.columns, sizes.macs, sizes.group
+    size = sizes.dense_record
+    if encoding != _DENSE:
+        size = sizes.index_record if encoding == _INDEX else sizes.mask_record
+    for k in range(data.size // size):
+        record = data[k * size : (k + 1) * size]
+        bit = columns * macs * 8
+        for c in range(columns):
+            for v in range(macs):
+                values[first + k, c, v] = np.int8(record[c * macs + v])
+                select = 0
+                if encoding == _DENSE:
+                    select = k % (group // macs) * macs + v
+                elif encoding == _INDEX:
+                    for j in range(sizes.select_bits):
+                        select |= ((record[bit >> 3] >> (bit & 7)) & 1) << j
+                        bit += 1
+                selects[first + k, c, v] = select
+            if encoding > _INDEX:  # MASK
+                v = 0
+                for m in range(group):
+                    if (record[bit >> 3] >> (bit & 7)) & 1 and v < macs:
+                        selects[first + k, c, v] = m
+                        v += 1
+                    bit += 1
+
+
+@jit
+def store(f: NDArray[np.int64], sizes: Sizes, machine: Machine, dram: NDArray[np.uint8]) -> None:
+    """One STORE: rows of the region, lane by lane."""
+    beat, width = sizes.beat, 1 << f[S_GRID]
+    tile_beats, tile_rows = f[S_TB], f[S_TR]
+    for b in range(f[S_BLOCKS]):
+        for y in range(f[S_ROWS]):
+            at = (f[S_ADDR] + b * f[S_BS] + y * f[S_RS]) * beat
+            source = (f[S_SRC] + (b * tile_rows + y % tile_rows) * tile_beats) * beat
+            for j in range((f[S_BEATS] + tile_beats - 1) // tile_beats):
+                lane = y // tile_rows * width + j
+                x = j * tile_beats
+                keep = min(tile_beats, f[S_BEATS] - x) * beat
+                to = at + x * beat
+                dram[to : to + keep] = machine.outputs[lane, source : source + keep]
