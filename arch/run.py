@@ -15,7 +15,8 @@ from gossamer.arch.program import Program
 __all__ = ["COUNTERS", "EVENT_FIELDS", "Run", "StageRun", "counter_names"]
 
 EVENT_FIELDS = ("unit", "fetched", "start", "first_beat", "last_beat", "free", "end", "waited")
-"""Columns of an event log, one row an instruction in program order (END: fetched, start and end are its dispatch).
+"""Columns of an event log, one row an instruction in program order (END: fetched, start,
+free and end are its dispatch, waited is 0).
 first_beat and last_beat are -1 for units that do not use the bus. See arch/timing.py for what each means."""
 
 
