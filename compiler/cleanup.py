@@ -25,6 +25,7 @@ from gossamer.compiler.ops import (
     Reshape,
     Transpose,
 )
+from gossamer.compiler.shuffle import recognise_shuffles
 
 __all__ = ["cleanup", "may_drop"]
 
@@ -34,6 +35,7 @@ def cleanup(graph: Graph) -> Graph:
     graph = _drop_identities(graph)
     graph = _absorb_quantisation(graph)
     graph = recognise_functions(graph)
+    graph = recognise_shuffles(graph)
     graph = _absorb_padding(graph)
     graph = _fold_affine(graph)
     graph.prune()

@@ -19,7 +19,8 @@ class Tensor:
     """An 8-bit activation tensor: real = scale * (code - zero_point).
 
     shape : (N, C, H, W), as the array sees it; tokens [..., features] appear as (1, features, 1, tokens).
-    model_shape : the shape the model gave it; channels_last tells which axis of it holds C.
+    model_shape : the shape the model gave it; channels_last tells which axis of it holds C. As arrays of codes,
+    model = (array.transpose(0, 2, 3, 1) if channels_last else array).reshape(model_shape).
     """
 
     name: str
@@ -116,7 +117,10 @@ class Network:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     host_types: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
-    """dtype and shape of the model's inputs and outputs, and of what host segments exchange."""
+    """dtype and shape of the model's inputs and outputs, and of what host segments exchange; (-1,) is a shape that
+    depends on data."""
+    notes: tuple[str, ...] = ()
+    """What the front end's passes have to tell the user."""
 
     @property
     def layers(self) -> tuple[Conv | MaxPool, ...]:

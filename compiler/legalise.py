@@ -8,6 +8,7 @@ import numpy as np
 
 from gossamer.compiler.export import host_ops
 from gossamer.compiler.graph import Graph
+from gossamer.compiler.layout import features_last, is_map, linear_kernel, map_layout, token_layout, view_layout
 from gossamer.compiler.ops import (
     Activation,
     Add,
@@ -27,7 +28,7 @@ from gossamer.compiler.ops import (
     Transpose,
 )
 
-__all__ = ["features_last", "is_map", "legalise", "linear_kernel", "view_layout"]
+__all__ = ["legalise"]
 
 Shape = tuple[int, ...]
 
@@ -55,75 +56,19 @@ def legalise(graph: Graph) -> Graph:
     return graph
 
 
-# --- layouts --------------------------------------------------------------------------------------------------------
-
-
-def _map(shape: Shape) -> Layout | None:
-    """Layout of a feature map [N, C], [N, C, L] or [N, C, H, W]."""
-    if not 2 <= len(shape) <= 4:
-        return None
-    n, c, *rest = shape
-    h, w = [1] * (2 - len(rest)) + rest
-    return Layout(shape=(n, c, h, w))
-
-
-def _tokens(shape: Shape) -> Layout | None:
-    """Layout of tokens [..., features]."""
-    if len(shape) < 2:
-        return None
-    return Layout(shape=(1, shape[-1], 1, prod(shape[:-1])), channels_last=True)
-
-
-def features_last(layout: Layout, shape: Shape) -> bool:
-    """Whether the model's last axis is the array's channel axis."""
-    _, c, h, w = layout.shape
-    return shape[-1] == c and (layout.channels_last or h * w == 1 or c == 1)
-
-
-def is_map(layout: Layout, shape: Shape) -> bool:
-    """Whether the model's axes are the array's: [N, C, H, W], or [N, C, L] with H = 1, or [N, C]."""
-    n, c, h, w = layout.shape
-    same = _map(shape)
-    return same is not None and same.shape == (n, c, h, w) and (not layout.channels_last or h * w == 1 or c == 1)
-
-
-def linear_kernel(layout: Layout, shape: Shape) -> tuple[int, int] | None:
-    """Kernel of the convolution that a linear layer over the model's last axis is, None when it is none.
-
-    (1, 1) when the last axis is the channels, (H, W) when it is a whole flattened map.
-    """
-    n, c, h, w = layout.shape
-    if features_last(layout, shape):
-        return 1, 1
-    if shape[-1] == c * h * w and prod(shape[:-1]) == n:
-        return h, w
-    return None
-
-
-def view_layout(op: Reshape | Transpose, layout: Layout, shape: Shape) -> Layout | None:
-    """Layout of a view's output when the array's own elements need not move; None when they do."""
-    index = np.arange(prod(layout.shape)).reshape(layout.shape)
-    moved = op.apply(layout.to_model(index, shape))
-    for channels_last in (layout.channels_last, not layout.channels_last):
-        found = Layout(shape=layout.shape, channels_last=channels_last)
-        if np.array_equal(found.to_model(index, moved.shape), moved):
-            return found
-    return None
-
-
 def _preferred(graph: Graph, tensor: str, depth: int = 0) -> Layout | None:
     """The layout that the consumers of a tensor from outside would like."""
     shape = graph.shape(tensor)
     for user in graph.consumers(tensor):
         found: Layout | None = None
         if isinstance(user, Conv | MaxPool | AveragePool):
-            found = _map(shape)
+            found = map_layout(shape)
         elif isinstance(user, GlobalAveragePool):
-            found = _map(shape) if user.axes[0] > 1 else _tokens(shape)
+            found = map_layout(shape) if user.axes[0] > 1 else token_layout(shape)
         elif isinstance(user, Linear):
-            found = _tokens(shape)
+            found = token_layout(shape)
         elif isinstance(user, Affine):
-            found = _map(shape) if user.axis == 1 and len(shape) > 2 else _tokens(shape)
+            found = map_layout(shape) if user.axis == 1 and len(shape) > 2 else token_layout(shape)
         elif isinstance(user, Reshape | Transpose) and depth < 8:
             wish = _preferred(graph, user.output, depth + 1)
             for channels_last in (False, True) if wish else ():
@@ -189,7 +134,7 @@ class _Judge:
         if info.layout is not None:
             return info.layout
         shape = self.graph.shape(tensor)
-        found = _preferred(self.graph, tensor) or (_map(shape) if len(shape) == 4 else _tokens(shape))
+        found = _preferred(self.graph, tensor) or (map_layout(shape) if len(shape) == 4 else token_layout(shape))
         assert found is not None
         return found
 
@@ -201,7 +146,7 @@ class _Judge:
         return layout
 
     def _output_map(self) -> Layout:
-        layout = _map(self.graph.shape(self.op.output))
+        layout = map_layout(self.graph.shape(self.op.output))
         assert layout is not None
         return layout
 
@@ -291,7 +236,7 @@ class _Judge:
     def _like(known: list[Layout], shape: Shape) -> Layout | None:
         if not known:
             return None
-        return _tokens(shape) if known[0].channels_last else _map(shape)
+        return token_layout(shape) if known[0].channels_last else map_layout(shape)
 
     def _view(self) -> Layout:
         op = self.op

@@ -18,11 +18,10 @@ from gossamer.compiler.integers import integer_weights
 from gossamer.compiler.layers import Conv as ConvLayer
 from gossamer.compiler.layers import HostSegment, Network, Tensor
 from gossamer.compiler.layers import MaxPool as MaxLayer
-from gossamer.compiler.legalise import linear_kernel
+from gossamer.compiler.layout import array_weight
 from gossamer.compiler.ops import (
     Activation,
     Affine,
-    Array,
     AveragePool,
     Compute,
     Concat,
@@ -40,7 +39,7 @@ from gossamer.compiler.ops import (
 )
 from gossamer.compiler.segments import build_segment, host_groups, stage_order
 
-__all__ = ["array_weight", "lower"]
+__all__ = ["lower"]
 
 COPY_WEIGHT = 64
 """Weight code of an identity. A power of two: scale / 64 is exact, and 64 * 255 stays far from overflow."""
@@ -49,21 +48,6 @@ COPY_WEIGHT = 64
 def lower(graph: Graph) -> Network:
     """Build the Network of a graph that has been through quantise."""
     return _Lowering(graph).network()
-
-
-def array_weight(graph: Graph, op: Conv | Linear, weight: Array) -> Array:
-    """A weight of the operation's shape as the array sees it: [out, in / groups, kernel_h, kernel_w]."""
-    if isinstance(op, Conv):
-        return weight if weight.ndim == 4 else weight[:, :, np.newaxis, :]
-    info = graph.info(op.inputs[0])
-    assert info.layout is not None
-    assert info.shape is not None
-    kernel = linear_kernel(info.layout, info.shape)
-    assert kernel is not None
-    (h, w), c = kernel, info.layout.shape[1]
-    if info.layout.channels_last:
-        return weight.reshape(-1, h, w, c).transpose(0, 3, 1, 2)
-    return weight.reshape(-1, c, h, w)
 
 
 class _Lowering:
@@ -98,6 +82,7 @@ class _Lowering:
             inputs=graph.inputs,
             outputs=graph.outputs,
             host_types=self.host_types,
+            notes=tuple(graph.notes),
         )
 
     def _find_roots(self) -> None:

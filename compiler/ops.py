@@ -154,10 +154,12 @@ class Conv(Compute):
     weight : float32 [out_channels, in_channels / groups, *kernel];  bias : float64 [out_channels] or None
     stride, dilation : one per spatial axis;  pads : all begins, then all ends.
     weight_scale : float32 [out_channels] once quantised;  pattern : what sparsify found.
+    fixed : the weights are wiring (a channel shuffle), not to be pruned.
     """
 
     weight: Array
     bias: Array | None = None
+    fixed: bool = False
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     pads: tuple[int, ...]

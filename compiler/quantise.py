@@ -45,6 +45,8 @@ def quantise(
     groups = _groups(graph)
     missing = [t for group in groups for t in group if all(graph.info(g).quant is None for g in group)]
     ranges = calibrate(graph, missing, calibration, method)
+    if _protect_padding(graph, ranges):
+        groups = _groups(graph)
     for group in groups:
         given = next((q for t in group if (q := graph.info(t).quant) is not None), None)
         if given is None:
@@ -129,6 +131,28 @@ def _groups(graph: Graph) -> list[list[str]]:
     return list(members.values())
 
 
+def _protect_padding(graph: Graph, ranges: dict[str, tuple[float, float]]) -> bool:
+    """Keep padded maxima of values above zero out of groups with values below, so that zero stays their lowest code.
+
+    Their output is rounded into the group's codes instead of sharing them. True when something was inserted.
+    """
+    group = {tensor: members for members in _groups(graph) for tensor in members}
+    changed = False
+    for op in graph.order():
+        if not isinstance(op, MaxPool) or not any(op.pads) or any(t not in ranges for t in group[op.output]):
+            continue
+        mixed = min(ranges[t][0] for t in group[op.output]) < 0 <= ranges[op.inputs[0]][0]
+        if not mixed or op.output in graph.outputs:
+            continue
+        moved = graph.fresh(f"{op.output}/moved")
+        graph.tensors[moved] = replace(graph.info(op.output), name=moved)
+        ranges[moved] = ranges[op.output]
+        graph.replace(op.name, replace(op, outputs=(moved,)))
+        graph.add(_identity(graph, moved, op.output))
+        changed = True
+    return changed
+
+
 def _check_padding(graph: Graph) -> None:
     """The array pads with the code of zero; a maximum may only do so where no code is below it."""
     for op in graph.order():
@@ -137,7 +161,7 @@ def _check_padding(graph: Graph) -> None:
         quant = graph.info(op.inputs[0]).quant
         assert quant is not None
         if quant.zero_point != code_range(quant.signed)[0]:
-            reason = "MaxPool with padding over values below zero: the padding, which is zero, could win"
+            reason = "MaxPool with padding over codes below that of zero: the padding, which is zero, could win"
             graph.replace(op.name, *host_ops(graph, op, reason))
 
 

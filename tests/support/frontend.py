@@ -184,3 +184,8 @@ def worst_lsb(model, feeds, calibration=None, **options):
         scale = network.tensors[name].scale if name in network.tensors else 0.02
         worst = max(worst, float(np.abs(ours - theirs).max()) / scale)
     return worst, network
+
+
+def graph_until(model, until, **options):
+    """The model's graph after the named pass."""
+    return run_passes(import_model(model), until=until, options=Options(**options))

@@ -1,0 +1,120 @@
+"""Find the pattern that is already in a weight.
+
+A pattern is reported when it explains the zeros: N:M not merely because some N holds for random zeros, but because
+nearly all of the N are used; a block only when blocks are full or empty.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.compiler.patterns import (
+    NM,
+    VNM,
+    Array,
+    Block,
+    Dense,
+    FanIn,
+    Grouped,
+    Pattern,
+    Unstructured,
+    channel_rows,
+)
+
+__all__ = ["classify"]
+
+EXPLAINED = 0.85
+"""Share of the places a pattern allows that nonzeros must use. Quantisation adds a few zeros of its own."""
+
+NEARLY_DENSE = 0.01
+"""Up to this share of zeros, a weight is called dense."""
+
+_SIDES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def classify(weight: Array, groups: int = 1) -> Pattern:
+    """The pattern of a weight [out_channels, in_channels / groups, *kernel].
+
+    groups : of the convolution. A grouped convolution without zeros of its own is reported as grouped or depthwise.
+    """
+    used = weight != 0
+    share = 1.0 - int(np.count_nonzero(used)) / max(1, used.size)
+    if share <= NEARLY_DENSE:
+        return Grouped(groups, depthwise=weight.shape[1] == 1) if groups > 1 else Dense()
+    if share >= 1.0:
+        return Unstructured(1.0)
+    rows = np.ascontiguousarray(channel_rows(used))
+    density = 1.0 - share
+    found = _block(rows, share) or _vnm(rows, density) or _nm(rows, density, flat=False)
+    if found is None and rows.shape[1] > 1:
+        found = _nm(used.reshape(len(used), 1, -1), density, flat=True)
+    if found is None:
+        fan_in = used.reshape(len(used), -1).sum(axis=1)
+        found = FanIn(1.0 - fan_in[0] / rows[0].size) if fan_in[0] and (fan_in == fan_in[0]).all() else None
+    return found or Unstructured(share)
+
+
+def _counts(values: NDArray[np.uint16], axis: int) -> NDArray[np.uint16]:
+    """Neighbours along an axis added in pairs; a last one without a partner stays."""
+    if values.shape[axis] % 2:
+        pad = [(0, 0)] * values.ndim
+        pad[axis] = (0, 1)
+        values = np.pad(values, pad)
+    even = [slice(None)] * values.ndim
+    odd = [slice(None)] * values.ndim
+    even[axis], odd[axis] = slice(0, None, 2), slice(1, None, 2)
+    return values[tuple(even)] + values[tuple(odd)]
+
+
+def _nm(rows: NDArray[np.bool_], density: float, *, flat: bool) -> Pattern | None:
+    """The N:M of smallest N/M that explains the nonzeros; of equals the one of smallest M."""
+    best: NM | None = None
+    counts = rows.astype(np.uint16)
+    for m in (2, 4, 8, 16, 32):
+        if rows.shape[2] < m:
+            break
+        counts = _counts(counts, 2)
+        n = int(counts.max())
+        explained = density >= EXPLAINED * n / m and n < m
+        if explained and (best is None or n / m < best.n / best.m):
+            best = NM(n, m, flat)
+    return best
+
+
+def _block(rows: NDArray[np.bool_], share: float) -> Pattern | None:
+    """The largest block (of at least four elements) such that every block is empty or full."""
+    best: tuple[int, int] | None = None
+    tall = rows.astype(np.uint16)
+    for height in _SIDES:
+        if rows.shape[0] % height:
+            break
+        counts = tall
+        for width in _SIDES:
+            if rows.shape[2] % width:
+                break
+            area = height * width
+            busy = int(np.count_nonzero(counts))
+            full = busy * area * (1.0 - NEARLY_DENSE) <= (1.0 - share) * rows.size
+            if not full and area > 1:
+                break  # a wider block contains this one: it cannot be full either
+            if area >= 4 and (best is None or area > best[0] * best[1]):
+                best = height, width
+            counts = _counts(counts, 2)
+        tall = _counts(tall, 0)
+    return None if best is None else Block(*best, share)
+
+
+def _vnm(rows: NDArray[np.bool_], density: float) -> Pattern | None:
+    """The V:N:M of largest V that explains the nonzeros."""
+    for v in (128, 64, 32, 16, 8):
+        if rows.shape[0] % v:
+            continue
+        for m in (8, 16, 32, 64):
+            if rows.shape[2] % m:
+                break
+            tiles = rows.reshape(rows.shape[0] // v, v, rows.shape[1], rows.shape[2] // m, m)
+            if int(tiles.any(axis=1).sum(axis=-1).max()) > VNM.shared:
+                continue
+            n = int(tiles.sum(axis=-1).max())
+            if n < VNM.shared and density >= EXPLAINED * n / m:
+                return VNM(v, n, m)
+    return None
