@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Optional
 
-__all__ = ["Chunk", "Ring"]
+__all__ = ["Chunk", "Region", "Ring"]
+
+Region = tuple[str, int, int, int, int]
+"""(tensor, image, block, first pixel, last pixel + 1), pixels counted through the padded plane."""
 
 
 @dataclass(eq=False)
@@ -13,7 +16,8 @@ class Chunk:
     ring : which buffer.  size, align : in the ring's units.
     loads : fields of the LOADs that fill it; their destination counts from the chunk's base.
     per_unit : ring units of one unit of a LOAD's destination.
-    early : it depends on constants only, so that it may be loaded before the layer's activations exist.
+    reads : what its LOADs read of tensors: (tensor, image, block, first pixel, last pixel + 1) of the padded plane.
+    after : index of the last item whose STORE it reads; -1 when it reads constants or inputs of the stage.
     whole : a reservation this chunk is a part of, at `within`; the reservation is placed with its first part.
     """
 
@@ -24,7 +28,8 @@ class Chunk:
     per_unit: int = 1
     last_use: int = -1
     base: int = -1
-    early: bool = True
+    reads: tuple[Region, ...] = ()
+    after: int = -1
     whole: Optional["Chunk"] = None
     within: int = 0
 

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gossamer.arch import isa
 from gossamer.arch.errors import CapacityError
 from gossamer.arch.isa import Encoding, LoadKind, MatmulMode, Op
+from gossamer.arch.layout import Placement
 from gossamer.arch.numerics import RESIDUAL_SHIFT_MIN, SHIFT_MIN, quantise_multiplier, quantise_residual
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.stream import StepStream, encode_offsets, encode_steps, stream_beats
@@ -20,7 +22,7 @@ from gossamer.compiler.constants import ConstantPool
 from gossamer.compiler.layers import MaxPool
 from gossamer.compiler.mapping import Mapping, sub_tile
 from gossamer.compiler.problem import Problem, Unit
-from gossamer.compiler.rings import Chunk, Ring
+from gossamer.compiler.rings import Chunk, Region, Ring
 from gossamer.compiler.streams import TileStream, UnitStreams, pack_unit, place
 
 __all__ = ["Emitter", "Item", "layer_items"]
@@ -49,6 +51,8 @@ class Item:
     out: Chunk | None = None
     drain: dict[str, int] | None = None
     store: dict[str, int] | None = None
+    writes: Region | None = None
+    """What the STORE writes."""
 
     def chunks(self) -> Iterator[Chunk]:
         """Everything it needs, constants first."""
@@ -94,14 +98,14 @@ class _Builder:
 
     def items(self, streams: tuple[UnitStreams, ...]) -> Iterator[Item]:
         """All items in order."""
-        drain, parameter_of, table = self._epilogue()
+        drain, parameters, table = self._epilogue()
         for whole in streams:
             runs = _runs(whole.unit, self.mapping.chunks)
             parts = [whole] if len(runs) == 1 else [pack_unit(self.problem, whole.unit, run) for run in runs]
             placed = [self._pieces(part) for part in parts]
             self._reserve(parts, placed)
             for macro, tile in self._order(whole):
-                yield from self._tile_items(whole.unit, macro, tile, parts, placed, drain, parameter_of, table)
+                yield from self._tile_items(whole.unit, macro, tile, parts, placed, drain, parameters, table)
             self.kept = {}
 
     def _reserve(self, parts: list[UnitStreams], placed: list[list[list[StepStream]]]) -> None:
@@ -184,7 +188,7 @@ class _Builder:
         parts: list[UnitStreams],
         placed: list[list[list[StepStream]]],
         drain: dict[str, int],
-        parameter_of: dict[int, tuple[Chunk, int]],
+        parameters: NDArray[np.uint8],
         table: Chunk | None,
     ) -> Iterator[Item]:
         """Items of one column tile of one macro tile: sub-tiles outside, pieces of the reduction inside."""
@@ -196,7 +200,7 @@ class _Builder:
         windows = spec.block // spec.group
         stride = problem.bank_stride
         corners = [(y, x) for y in range(0, macro.tile[0], ny) for x in range(0, macro.tile[1], nx)]
-        parameter, first = parameter_of[tile.output_block]
+        parameter, first = self._parameter_chunk(parameters, tile.output_block, macro)
         for at, (y, x) in enumerate(corners):
             rows, pixels = min(ny, macro.tile[0] - y), min(nx, macro.tile[1] - x)
             matmuls = [(c, p) for c in range(len(parts)) for p in range(len(placed[c][t]))]
@@ -234,6 +238,7 @@ class _Builder:
                     item.parameter, item.table, item.out = parameter, table, out
                     if at == len(corners) - 1 and tile.index == problem.tiles_per_block - 1:
                         item.store = self._store(macro, tile)
+                        item.writes = _region(problem.output, macro.image, tile.output_block, macro)
                 yield item
 
     # ---- chunks ----
@@ -256,7 +261,7 @@ class _Builder:
             align=spec.activation_row_bytes,
             per_unit=spec.axi_bytes,
             loads=self._act_loads(blocks, macro, (hy, hx)),
-            early=False,
+            reads=self._act_reads(blocks, macro),
         )
         return self._keep(key, chunk)
 
@@ -303,12 +308,23 @@ class _Builder:
             start = end
         return loads
 
+    def _act_reads(self, blocks: tuple[int, ...], macro: _Macro) -> tuple[Region, ...]:
+        problem = self.problem
+        p = problem.inputs[0]
+        y = problem.origin[0] + macro.y * problem.stride[0]
+        x = problem.origin[1] + macro.x * problem.stride[1]
+        rows = (macro.rows - 1) * problem.stride[0] + (problem.kernel[0] - 1) * problem.dilation[0]
+        low = y * p.pixels + x
+        high = (y + rows) * p.pixels + x + problem.extent(macro.pixels, 1)
+        where = [problem.input_blocks[b] for b in blocks]
+        return tuple((problem.inputs[s].name, macro.image, b, low, high) for s, b in where)
+
     def _weight_chunk(
         self, piece: StepStream, encoding: Encoding, which: tuple[int, int, int], macro: _Macro, at: int
     ) -> Chunk:
         if self.mapping.resident:
             return self.kept["weight", which]
-        key = ("weight", which, self._macro_key(macro), at if self._leaves(which) else 0)
+        key = ("weight", which, self._use(which, macro, at))
         return self.kept.get(key) or self._keep(key, self._weight_load(piece, encoding))
 
     def _weight_load(self, piece: StepStream, encoding: Encoding) -> Chunk:
@@ -324,7 +340,7 @@ class _Builder:
     def _offset_chunk(self, piece: StepStream, which: tuple[int, int, int], macro: _Macro, at: int) -> Chunk:
         if self.offsets_stay:
             return self.kept["offset", encode_offsets(piece.offsets, self.spec).tobytes()]
-        key = ("offset", which, self._macro_key(macro), at if self._leaves(which) else 0)
+        key = ("offset", which, self._use(which, macro, at))
         return self.kept.get(key) or self._keep(key, self._offset_load(piece))
 
     def _offset_load(self, piece: StepStream) -> Chunk:
@@ -334,12 +350,14 @@ class _Builder:
         entries = spec.axi_bytes // 2
         return Chunk(ring="offset", size=data.size // 2, align=entries, per_unit=entries, loads=[load])
 
-    def _leaves(self, which: tuple[int, int, int]) -> bool:
-        """A column tile of several MATMULs: its pieces leave the buffer before the next sub-tile needs them."""
-        return self.mapping.chunks > 1 or self.pieces_of[which[:2]] > 1
+    def _use(self, which: tuple[int, int, int], macro: _Macro, at: int) -> object:
+        """Uses with the same mark share one load.
 
-    def _macro_key(self, macro: _Macro) -> object:
-        return (macro.image, macro.y, macro.x) if self.mapping.order == "map" else 0
+        Pieces of a column tile that takes several MATMULs leave the buffer before the next sub-tile needs them.
+        """
+        if self.mapping.chunks > 1 or self.pieces_of[which[:2]] > 1:
+            return (macro.image, macro.y, macro.x, at)
+        return (macro.image, macro.y, macro.x) if self.mapping.order == "map" else ()
 
     def _out_chunk(self, macro: _Macro, tile: TileStream) -> Chunk:
         """The output region of a macro tile and output block; a residual is loaded into it first."""
@@ -349,6 +367,7 @@ class _Builder:
         spec, problem = self.spec, self.problem
         size = macro.tile[0] * macro.tile[1] * spec.block
         align, loads = spec.axi_bytes, []
+        reads: tuple[Region, ...] = ()
         if problem.residual is not None:
             # Its own partition, if it fits one: then LOAD, DRAIN and STORE work on three tiles at a time.
             part = spec.output_bytes // spec.output_partitions
@@ -356,6 +375,7 @@ class _Builder:
             store = self._store(macro, tile)
             r, bb = problem.residual, spec.block_beats
             row = r.pixels * bb
+            reads = (_region(r, macro.image, tile.output_block, macro),)
             loads = [
                 {
                     "address": r.address // spec.axi_bytes
@@ -374,7 +394,7 @@ class _Builder:
                     "step_rows": store["tile_rows"],
                 }
             ]
-        chunk = Chunk(ring="output", size=size, align=align, per_unit=spec.axi_bytes, loads=loads, early=False)
+        chunk = Chunk(ring="output", size=size, align=align, per_unit=spec.axi_bytes, loads=loads, reads=reads)
         return self._keep(key, chunk)
 
     def _store(self, macro: _Macro, tile: TileStream) -> dict[str, int]:
@@ -396,8 +416,8 @@ class _Builder:
 
     # ---- epilogue ----
 
-    def _epilogue(self) -> tuple[dict[str, int], dict[int, tuple[Chunk, int]], Chunk | None]:
-        """DRAIN fields of the layer, (chunk, first PPU group in it) of every output block, and the table."""
+    def _epilogue(self) -> tuple[dict[str, int], NDArray[np.uint8], Chunk | None]:
+        """DRAIN fields of the layer, parameters uint8 [output blocks, 8 * block], and the table."""
         layer, spec = self.problem.layer, self.spec
         drain = {"column_groups": spec.column_groups, "lo": layer.lo, "hi": layer.hi}
         table, shift_min = None, SHIFT_MIN
@@ -427,27 +447,31 @@ class _Builder:
         multiplier_of[:channels], shift_of[:channels] = quantise_multiplier(scale, max(shift_min, SHIFT_MIN))
         bias_of[:channels] = bias
         words = np.stack([bias_of & 0xFFFFFFFF, multiplier_of | shift_of << 24], axis=1).astype("<u4")
-        return drain, self._parameter_chunks(words.view(np.uint8).reshape(-1, spec.block * 8)), table
+        return drain, words.view(np.uint8).reshape(-1, spec.block * 8), table
 
-    def _parameter_chunks(self, data: np.ndarray[tuple[int, int], np.dtype[np.uint8]]) -> dict[int, tuple[Chunk, int]]:
+    def _parameter_chunk(self, data: NDArray[np.uint8], output_block: int, macro: _Macro) -> tuple[Chunk, int]:
+        """The chunk with an output block's parameters, and its first PPU-wide group there.
+
+        All blocks of the layer stand together if they take half of the memory at most.
+        """
         spec = self.spec
-        blocks = data.shape[0]
-        at_once = max(1, min(blocks, spec.parameter_channels // 2 // spec.block))
-        out: dict[int, tuple[Chunk, int]] = {}
-        for first in range(0, blocks, at_once):
-            part = data[first : first + at_once].reshape(-1)
-            chunk = Chunk(
+        together = data.size <= spec.parameter_channels * 8 // 2
+        part = (data if together else data[output_block]).reshape(-1)
+        key = ("parameter", () if together else (output_block, macro.image, macro.y, macro.x))
+        load = {"address": self.pool.add(part), "beats": part.size // spec.axi_bytes, "rows": 1, "blocks": 1}
+        chunk = self.kept.get(key) or self._keep(
+            key,
+            Chunk(
                 ring="parameter",
                 size=part.size,
                 align=spec.parameter_row_bytes,
                 per_unit=spec.axi_bytes,
-                loads=[{"address": self.pool.add(part), "beats": part.size // spec.axi_bytes, "rows": 1, "blocks": 1}],
-            )
-            for k in range(first, min(first + at_once, blocks)):
-                out[k] = (chunk, (k - first) * (spec.block // spec.ppu))
-        return out
+                loads=[load],
+            ),
+        )
+        return chunk, output_block * (spec.block // spec.ppu) if together else 0
 
-    def _table_chunk(self, table: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> Chunk:
+    def _table_chunk(self, table: NDArray[np.uint8]) -> Chunk:
         spec = self.spec
         if spec.tables == 0:
             raise CapacityError(
@@ -456,6 +480,12 @@ class _Builder:
             )
         load = {"address": self.pool.add(table), "beats": 256 // spec.axi_bytes, "rows": 1, "blocks": 1}
         return Chunk(ring="table", size=1, align=1, loads=[load])
+
+
+def _region(p: Placement, image: int, block: int, macro: _Macro) -> Region:
+    """A macro tile of one output block in a tensor of the output's shape."""
+    low = (p.border[0] + macro.y) * p.pixels + p.border[1] + macro.x
+    return p.name, image, block, low, low + (macro.rows - 1) * p.pixels + macro.pixels
 
 
 def _runs(unit: Unit, chunks: int) -> list[tuple[int, ...]]:
@@ -474,6 +504,20 @@ def layer_items(
 # ---------------------------------------------------------------------------------------------------------------
 # Items as instructions
 # ---------------------------------------------------------------------------------------------------------------
+
+
+def _find_producers(items: list[Item]) -> None:
+    """Fill in which item has to be stored before a chunk can be loaded."""
+    stores: dict[tuple[str, int, int], list[tuple[int, int, int]]] = {}
+    for k, item in enumerate(items):
+        if item.writes is not None:
+            tensor, image, block, low, high = item.writes
+            stores.setdefault((tensor, image, block), []).append((low, high, k))
+    for chunk in {id(c): c for item in items for c in item.chunks()}.values():
+        for tensor, image, block, low, high in chunk.reads:
+            for begin, end, k in stores.get((tensor, image, block), ()):
+                if begin < high and end > low:
+                    chunk.after = max(chunk.after, k)
 
 
 class Emitter:
@@ -503,6 +547,7 @@ class Emitter:
                 chunk.last_use = k
                 if chunk.whole is not None:
                     chunk.whole.last_use = k
+        _find_producers(items)
         fresh = 1  # first item whose chunks may not all be placed
         for k, item in enumerate(items):
             for chunk in item.chunks():
@@ -513,20 +558,25 @@ class Emitter:
                     )
             self._ahead.pop(k, None)
             fresh = max(fresh, k + 1)
-            fresh = self._prefetch(items, fresh)
+            fresh = self._prefetch(items, fresh, k)
             self._compute(item)
             for ring in self._rings.values():
                 ring.release(k)
         self._put(Op.END, {})
 
-    def _prefetch(self, items: list[Item], m: int) -> int:
-        """Load ahead for items from m on while there is room; returns the first item that is not complete."""
+    def _prefetch(self, items: list[Item], m: int, k: int) -> int:
+        """Before item k: load ahead for items from m on while there is room and their inputs have been stored.
+
+        Returns the first item that is not complete.
+        """
         limit = self.spec.queue_depth
         while m < len(items) and sum(self._ahead.values()) < limit:
             if items[m].layer != items[m - 1].layer:
                 self._prefetch_constants(items, m, limit // 2)
             for chunk in items[m].chunks():
-                if not chunk.placed and (sum(self._ahead.values()) >= limit or not self._load(chunk, m)):
+                if chunk.placed:
+                    continue
+                if chunk.after >= k or sum(self._ahead.values()) >= limit or not self._load(chunk, m):
                     return m
             m += 1
         return m
@@ -537,7 +587,7 @@ class Emitter:
         full: set[str] = set()
         while m < len(items) and items[m].layer == layer and sum(self._ahead.values()) < limit:
             for chunk in items[m].chunks():
-                if chunk.early and not chunk.placed and chunk.ring not in full and not self._load(chunk, m):
+                if not chunk.reads and not chunk.placed and chunk.ring not in full and not self._load(chunk, m):
                     full.add(chunk.ring)
             if full:
                 return
