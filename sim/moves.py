@@ -33,7 +33,7 @@ from gossamer.arch.isa import Encoding, LoadKind
 from gossamer.arch.jit import jit
 from gossamer.sim.machine import Machine, Sizes
 
-__all__ = ["decode_records", "load", "store"]
+__all__ = ["decode_records", "load", "read_string", "store"]
 
 _ACTIVATION, _OUTPUT, _WEIGHT, _OFFSET, _PARAMETER, _TABLE = (int(k) for k in LoadKind)
 _DENSE, _INDEX = int(Encoding.DENSE), int(Encoding.INDEX)
@@ -49,7 +49,7 @@ def load(f: NDArray[np.int64], sizes: Sizes, machine: Machine, dram: NDArray[np.
     if kind == _OUTPUT:
         _scatter(f, beat, dram, machine.outputs)
         return
-    data = _string(f, beat, dram)
+    data = read_string(f, beat, dram)
     if kind == _WEIGHT:
         decode_records(data, f[L_ENC], sizes, f[L_DEST], machine.values, machine.selects)
     elif kind == _OFFSET:
@@ -80,7 +80,7 @@ def _scatter(f: NDArray[np.int64], beat: int, dram: NDArray[np.uint8], bank: NDA
 
 
 @jit
-def _string(f: NDArray[np.int64], beat: int, dram: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def read_string(f: NDArray[np.int64], beat: int, dram: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """All bytes of the region one after the other."""
     row = f[L_BEATS] * beat
     out = np.empty(row * f[L_ROWS] * f[L_BLOCKS], dtype=np.uint8)
