@@ -1,4 +1,4 @@
-"""Who wrote what is read? A walk in program order that knows, for every byte of every memory, whether it means anything.
+"""Who wrote what is read? A walk in program order that knows what every byte of every memory is worth.
 
 A byte is unwritten, good, or garbage: computed from bytes that were unwritten. Idle lanes and the ragged edge of a
 feature map compute garbage in any real Program, and that is harmless as long as nobody stores it. So garbage is

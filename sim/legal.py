@@ -33,7 +33,8 @@ def check_legal(matrix: Rows, spec: ArchSpec) -> None:
             continue
 
         def get(name: str, op: Op = op, rows: Rows = rows) -> Rows:
-            return matrix[rows, column(op, name)]
+            values: Rows = matrix[rows, column(op, name)]
+            return values
 
         for wrong, text in rules(get, spec):
             bad = np.flatnonzero(wrong)
