@@ -27,7 +27,7 @@ __all__ = ["MappedLayer", "build_program", "map_layer", "place_tensors"]
 _PAGE = 4096
 """Tensors begin at multiples of a page, so that their bursts are not cut more often than need be."""
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], object]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -87,6 +87,8 @@ class _Builder:
     mapping: Mapping
     pool: ConstantPool
     kept: dict[object, Chunk] = field(default_factory=dict)
+    for_layer: dict[object, Chunk] = field(default_factory=dict)
+    """Chunks that all units share."""
     pieces_of: dict[tuple[int, int], int] = field(default_factory=dict)
     """MATMULs of every (run of input blocks, column tile)."""
     offsets_stay: bool = False
@@ -457,18 +459,18 @@ class _Builder:
         spec = self.spec
         together = data.size <= spec.parameter_channels * 8 // 2
         part = (data if together else data[output_block]).reshape(-1)
+        kept = self.for_layer if together else self.kept
         key = ("parameter", () if together else (output_block, macro.image, macro.y, macro.x))
-        load = {"address": self.pool.add(part), "beats": part.size // spec.axi_bytes, "rows": 1, "blocks": 1}
-        chunk = self.kept.get(key) or self._keep(
-            key,
-            Chunk(
+        if key not in kept:
+            load = {"address": self.pool.add(part), "beats": part.size // spec.axi_bytes, "rows": 1, "blocks": 1}
+            kept[key] = Chunk(
                 ring="parameter",
                 size=part.size,
                 align=spec.parameter_row_bytes,
                 per_unit=spec.axi_bytes,
                 loads=[load],
-            ),
-        )
+            )
+        chunk = kept[key]
         return chunk, output_block * (spec.block // spec.ppu) if together else 0
 
     def _table_chunk(self, table: NDArray[np.uint8]) -> Chunk:

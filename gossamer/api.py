@@ -1,0 +1,89 @@
+"""The short way: `program = gossamer.compile(model, spec); run = gossamer.simulate(program, inputs)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gossamer.arch.spec import ArchSpec
+
+if TYPE_CHECKING:
+    from gossamer.arch.program import Program
+    from gossamer.arch.run import Run
+
+__all__ = ["compile", "simulate"]
+
+Progress = Callable[[str, int, int], object]
+
+
+def compile(
+    model: Any,
+    spec: ArchSpec | str | Path,
+    *,
+    sparsity: str | Mapping[str, str] | None = None,
+    calibration: Any = None,
+    dims: Mapping[str, int] | None = None,
+    method: str = "minmax",
+    signed: bool = False,
+    progress: Progress | None = None,
+) -> Program:
+    """Compile a network for an accelerator.
+
+    model : an ONNX file (path, bytes or ModelProto), float32 or QDQ int8; or a `compiler.layers.Network`.
+    spec : an ArchSpec, a TOML file or the name of a preset.
+    sparsity : a pattern such as "2:8", "block 16x16 70%" or "unstructured 90%" for all layers, or {glob: pattern};
+               None keeps the weights, and finds the patterns they have.
+    calibration : inputs to measure ranges on: {name: array}, or a list of such.
+    dims : sizes for named dimensions that the model leaves open (batch is 1 unless given).
+    method : minmax, percentile or entropy.  signed : int8 activations instead of uint8.
+    progress : called as (what, done, total).
+
+    Raises SpecError, ModelError, or CapacityError when a layer does not fit the spec's buffers.
+    """
+    from gossamer.compiler.backend import build_program
+    from gossamer.compiler.layers import Network
+    from gossamer.compiler.passes import build_network
+
+    arch = spec if isinstance(spec, ArchSpec) else ArchSpec.load(spec)
+    network = model
+    if not isinstance(model, Network):
+        network = build_network(
+            model,
+            sparsity=sparsity,
+            calibration=calibration,
+            dims=dims,
+            method=method,
+            signed=signed,
+            progress=_by_name(progress) if progress else None,
+        )
+    return build_program(network, arch, progress)
+
+
+def _by_name(progress: Progress) -> Callable[[str], None]:
+    """The front end says only what it is doing."""
+
+    def tell(name: str) -> None:
+        progress(name, 0, 0)
+
+    return tell
+
+
+def simulate(
+    program: Program,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    values: bool | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Run:
+    """Run a Program on the simulator: outputs to the bit, time to the cycle.
+
+    inputs : arrays by name in the model's shape, real values or codes. Without them only time is simulated.
+    values : False leaves values out; True asks for inputs.  options : see `gossamer.sim.simulate.simulate`.
+
+    Raises ModelError for inputs that do not fit, ProgramError and SimulationError for a Program that cannot run.
+    """
+    from gossamer.sim.simulate import simulate as run
+
+    return run(program, inputs, values=inputs is not None if values is None else values, progress=progress, **options)
