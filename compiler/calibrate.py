@@ -1,5 +1,7 @@
 """Ranges of activations, measured by onnxruntime's own calibrators on the floating-point model."""
 
+import contextlib
+import io
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -116,7 +118,10 @@ def calibrate(
         return {}
     feeds = samples(graph, data)
     with tempfile.TemporaryDirectory() as folder:
-        found = _ranges(graph, set(tensors), feeds, method, Path(folder))
+        try:
+            found = _ranges(graph, set(tensors), feeds, method, Path(folder))
+        except Exception as error:  # onnxruntime's errors are many, and say what is wrong with a model
+            raise ModelError(f"onnxruntime cannot run {graph.name!r} for calibration: {error}") from error
     ranges = {}
     for name in tensors:
         lo, hi = (float(np.asarray(v).reshape(-1)[0]) for v in found[name])
@@ -146,9 +151,10 @@ def _ranges(
     calibrator.select_tensors_to_calibrate = lambda model: (tensors, chosen(model)[1])
     calibrator.augment_graph()
     calibrator.create_inference_session()
-    for feed in feeds:  # one at a time: a calibrator keeps every tensor of what it is given
-        calibrator.collect_data(_Once(feed))
-    return {name: data.range_value for name, data in calibrator.compute_data().items()}
+    with contextlib.redirect_stdout(io.StringIO()):  # the histogram calibrators print as they go
+        for feed in feeds:  # one at a time: a calibrator keeps every tensor of what it is given
+            calibrator.collect_data(_Once(feed))
+        return {name: data.range_value for name, data in calibrator.compute_data().items()}
 
 
 class _Once:

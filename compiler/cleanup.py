@@ -80,8 +80,8 @@ def _bypass(graph: Graph, op: Op) -> bool:
 def _drop_identities(graph: Graph) -> Graph:
     """Identity, Dropout, casts to the same type, reshapes to the same shape, transposes that keep the order."""
     graph = graph.copy()
-    for op in graph.order():
-        if _is_identity(graph, op):
+    for name in [op.name for op in graph.order()]:
+        if _is_identity(graph, op := graph.op(name)):
             _bypass(graph, op)
     return graph
 
@@ -109,7 +109,8 @@ def _absorb_quantisation(graph: Graph) -> Graph:
     A second, different pair on the same tensor becomes an identity with a quantisation of its own.
     """
     graph = graph.copy()
-    for op in graph.order():
+    for name in [op.name for op in graph.order()]:
+        op = graph.op(name) if name in graph.dag else None
         if not isinstance(op, Quantise) or op.output in graph.outputs:
             continue
         pairs = graph.consumers(op.output)

@@ -159,6 +159,17 @@ class Graph:
             self.replace(user.name, replace(user, inputs=tuple(new if i == old else i for i in user.inputs)))
         return True
 
+    def verify(self) -> None:
+        """Every tensor that is read or given out must come from somewhere; raises ModelError."""
+        known = self.constants.keys() | set(self.inputs) | self._producer.keys()
+        for op in self.order():
+            for tensor in op.reads:
+                if tensor not in known:
+                    raise ModelError(f"node {op.name!r} reads {tensor!r}, which no node, input or initialiser provides")
+        for tensor in self.outputs:
+            if tensor not in known:
+                raise ModelError(f"output {tensor!r} is not computed by any node")
+
     def prune(self) -> None:
         """Drop operations no output depends on, and constants and tensors nobody reads."""
         roots = [self._producer[o] for o in self.outputs if o in self._producer]

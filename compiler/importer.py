@@ -56,7 +56,7 @@ def import_model(model: Model, dims: Mapping[str, int] | None = None) -> Graph:
     sizes.check_all_used()
     for op in _operations(skeleton.graph):
         graph.add(op)
-    _check_complete(graph)
+    graph.verify()
     return graph
 
 
@@ -227,15 +227,3 @@ def _captured(node: onnx.NodeProto) -> set[str]:
                 own |= set(inner.output)
             found |= {o.name for o in body.output} - own
     return found
-
-
-def _check_complete(graph: Graph) -> None:
-    """Every tensor that is read must come from somewhere."""
-    for op in graph:
-        for tensor in op.reads:
-            known = tensor in graph.constants or tensor in graph.inputs or graph.producer(tensor) is not None
-            if not known:
-                raise ModelError(f"node {op.name!r} reads {tensor!r}, which no node, input or initialiser provides")
-    for tensor in graph.outputs:
-        if graph.producer(tensor) is None and tensor not in graph.inputs and tensor not in graph.constants:
-            raise ModelError(f"output {tensor!r} is not computed by any node")

@@ -82,6 +82,7 @@ def stages(
         if progress is not None:
             progress(name)
         graph = function(graph, options or Options())
+        graph.verify()
         yield name, graph
 
 

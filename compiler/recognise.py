@@ -66,7 +66,12 @@ def _recognised(graph: Graph, op: Host) -> Op:
         raise _No(f"{kind} has no equivalent on the array")
     node = _Node(graph, op)
     if kind not in ("QuantizeLinear", "DequantizeLinear"):
-        node.check_types()
+        try:
+            node.check_types()
+        except _No:
+            if kind in ("Gemm", "MatMul"):
+                reader(node)  # its output may have no shape because the weight does not fit: that is an error
+            raise
     return reader(node)
 
 
@@ -208,8 +213,19 @@ def _window(node: _Node, kernel: tuple[int, ...]) -> tuple[tuple[int, ...], tupl
     return stride, dilation, tuple(pads)
 
 
+def _check_width(node: _Node, weight: Array, needed: int, axis: int) -> None:
+    """The weight must fit the input: ONNX's own shape inference does not look."""
+    found = node.shape(0)[axis]
+    if needed != found:
+        raise ModelError(
+            f"node {node.op.name!r}: weight {list(weight.shape)} takes {needed} input channels, but input "
+            f"{node.op.inputs[0]!r} {list(node.shape(0))} has {found}"
+        )
+
+
 def _conv(node: _Node) -> Op:
     weight, scale = _weight(node, 1, channels=0)
+    _check_width(node, weight, weight.shape[1] * node.get("group", 1), 1)
     stride, dilation, pads = _window(node, weight.shape[2:])
     return Conv(
         **node.common(0),
@@ -230,6 +246,7 @@ def _gemm(node: _Node) -> Op:
     weight, scale = _weight(node, 1, channels=0 if transposed else 1)
     alpha = np.float32(node.get("alpha", 1.0))
     weight = np.ascontiguousarray(weight if transposed else weight.T)
+    _check_width(node, weight, weight.shape[1], -1)
     if alpha != 1:
         weight, scale = weight * alpha, None if scale is None else scale * abs(alpha)
     bias = _bias(node, 2, weight.shape[0], node.get("beta", 1.0))
@@ -240,7 +257,9 @@ def _matmul(node: _Node) -> Op:
     weight, scale = _weight(node, 1, channels=-1)
     if weight.ndim != 2 or len(node.shape(0)) < 2:
         raise _No(f"MatMul of shapes {list(node.shape(0))} and {list(weight.shape)}")
-    return Linear(**node.common(0), weight=np.ascontiguousarray(weight.T), weight_scale=scale)
+    weight = np.ascontiguousarray(weight.T)
+    _check_width(node, weight, weight.shape[1], -1)
+    return Linear(**node.common(0), weight=weight, weight_scale=scale)
 
 
 def _max_pool(node: _Node) -> Op:

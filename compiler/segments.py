@@ -98,17 +98,20 @@ def build_segment(graph: Graph, name: str, ops: list[Host]) -> HostSegment:
     crossing = []
     for tensor in inputs:
         info = graph.info(tensor)
-        if info.quant is not None:
+        if info.quant is not None and info.layout is not None:
             writer.dequantise(tensor, f"{tensor}/dq", info.quant)
             writer.read_as[tensor] = f"{tensor}/dq"
             info = replace(info, dtype=info.quant.dtype)
+        elif info.quant is not None and tensor in graph.inputs:  # the model rounds it, but the array never sees it
+            writer.round_trip(tensor, f"{tensor}/dq", info.quant)
+            writer.read_as[tensor] = f"{tensor}/dq"
         crossing.append(value_info(info))
     for op in (*views, *ops):
         writer.operation(op)
     leaving = []
     for tensor in outputs:
         info = graph.info(tensor)
-        if info.quant is not None:
+        if info.quant is not None and info.layout is not None:
             for node in writer.nodes:
                 rename(node, {tensor: f"{tensor}/real", f"{tensor}/codes": tensor})
             info = replace(info, dtype=info.quant.dtype)

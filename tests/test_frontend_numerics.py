@@ -108,3 +108,109 @@ def test_network_equals_qdq_model(build, signed):
     worst, network = worst_lsb(model, {"x": x}, signed=signed)
     assert worst <= ONE_STEP
     assert network.layers
+
+
+def mlp():
+    b = Builder(("x", (4, 1, 8, 8)))
+    y = b.op("Flatten", "x")
+    y = b.op("Relu", b.op("Gemm", y, b.weight(32, 64), b.weight(32), transB=1))
+    return b.model(b.op("Gemm", y, b.weight(32, 10), b.weight(10)))
+
+
+def attention(b, x, tokens, width, heads):
+    """Self-attention as exporters write it; the products of two activations stay on the host."""
+    size = width // heads
+
+    def split(name, perm):
+        part = b.op("Add", b.op("MatMul", name, b.weight(width, width)), b.weight(width, scale=0.1))
+        part = b.op("Reshape", part, b.constant([1, tokens, heads, size], np.int64))
+        return b.op("Transpose", part, perm=perm)
+
+    q, k, v = split(x, [0, 2, 1, 3]), split(x, [0, 2, 3, 1]), split(x, [0, 2, 1, 3])
+    scores = b.op("Softmax", b.op("Mul", b.op("MatMul", q, k), b.constant(size**-0.5)), axis=-1)
+    y = b.op("Transpose", b.op("MatMul", scores, v), perm=[0, 2, 1, 3])
+    y = b.op("Reshape", y, b.constant([1, tokens, width], np.int64))
+    return b.op("Add", b.weight(width, scale=0.1), b.op("MatMul", y, b.weight(width, width)))
+
+
+def transformer():
+    b = Builder(("x", (1, 3, 16, 16)))
+    y = b.conv("x", 3, 16, k=4, strides=[4, 4])
+    y = b.op("Transpose", b.op("Reshape", y, b.constant([1, 16, 16], np.int64)), perm=[0, 2, 1])
+    y = b.op("Add", y, b.constant(b.rng.standard_normal((1, 16, 16)) * 0.1))
+
+    def norm(name):
+        return b.op("LayerNormalization", name, b.constant(np.ones(16)), b.constant(np.zeros(16)), axis=-1)
+
+    y = b.op("Add", attention(b, norm(y), 16, 16, 2), y)
+    z = b.op("Add", b.op("MatMul", norm(y), b.weight(16, 64, scale=0.25)), b.weight(64, scale=0.1))
+    gate = b.op("Add", b.op("Erf", b.op("Div", z, b.constant(2**0.5))), b.constant(1.0))
+    z = b.op("Mul", b.op("Mul", z, gate), b.constant(0.5))
+    z = b.op("Add", b.op("MatMul", z, b.weight(64, 16, scale=0.12)), b.weight(16, scale=0.1))
+    y = b.op("ReduceMean", norm(b.op("Add", y, z)), axes=[1], keepdims=0)
+    return b.model(b.op("Gemm", y, b.weight(16, 10), b.weight(10)))
+
+
+def shuffle():
+    b = Builder(("x", (1, 4, 8, 8)))
+    y = b.op("Relu", b.conv("x", 4, 12, k=1, groups=2))
+    y = b.op("Reshape", y, b.constant([1, 3, 4, 8, 8], np.int64))
+    y = b.op("Reshape", b.op("Transpose", y, perm=[0, 2, 1, 3, 4]), b.constant([1, 12, 8, 8], np.int64))
+    return b.model(b.conv(y, 12, 12, groups=12), y)
+
+
+def pool_beside_negatives():
+    b = Builder(("x", (1, 4, 8, 8)))
+    y = b.op("Relu", b.conv("x", 4, 4, pads=[1, 1, 1, 1]))
+    y = b.op("MaxPool", y, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    z = b.conv("x", 4, 4, pads=[1, 1, 1, 1], strides=[2, 2])
+    return b.model(b.conv(b.op("Concat", y, z, axis=1), 8, 4))
+
+
+def pool_of_negatives():
+    b = Builder(("x", (1, 4, 8, 8)))
+    y = b.op("MaxPool", b.conv("x", 4, 4), kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    return b.model(b.op("Relu", b.conv(y, 4, 4, k=1)))
+
+
+def views():
+    b = Builder(("x", (1, 4, 6, 6)))
+    y = b.op("Relu", b.conv("x", 4, 8, k=1))
+    flat = b.op("Reshape", y, b.constant([1, 8, 36], np.int64))
+    tokens = b.op("Transpose", flat, perm=[0, 2, 1])
+    z = b.op("MatMul", tokens, b.weight(8, 5))
+    whole = b.op("MatMul", b.op("Flatten", tokens), b.weight(288, 7))
+    return b.model(z, whole, flat, b.op("Softmax", tokens, axis=-1), b.op("Unsqueeze", z, b.constant([0], np.int64)))
+
+
+def batch():
+    b = Builder(("x", (3, 4, 6, 6)))
+    y = b.op("Relu", b.conv("x", 4, 8, strides=[2, 2]))
+    y = b.op("Relu", b.op("MatMul", b.op("Flatten", y), b.weight(32, 16)))
+    y = b.op("Concat", y, b.op("Flatten", b.op("GlobalAveragePool", b.conv("x", 4, 8, k=1))), axis=1)
+    return b.model(b.op("MatMul", y, b.weight(24, 5)))
+
+
+def host_between():
+    b = Builder(("x", (1, 4, 6, 6)), ("z", (1, 4, 6, 6)))
+    y = b.op("Relu", b.conv("x", 4, 4, pads=[1, 1, 1, 1]))
+    w = b.op("LRN", b.conv(y, 4, 4, pads=[1, 1, 1, 1]), size=3)
+    y = b.op("Add", b.op("Mul", w, y), b.op("Sin", "z"))
+    v = b.op("InstanceNormalization", b.op("Add", y, w), b.constant(np.ones(4)), b.constant(np.zeros(4)))
+    return b.model(b.op("Add", b.conv(v, 4, 4, k=1), w), b.op("Cos", y), "x")
+
+
+BIG = [mlp, transformer, shuffle, pool_beside_negatives, pool_of_negatives, views, batch, host_between]
+
+
+@pytest.mark.parametrize("build", BIG)
+def test_larger_network_equals_qdq_model(build):
+    model = build()
+    rng = np.random.default_rng(7)
+    feeds = {
+        i.name: rng.standard_normal([d.dim_value for d in i.type.tensor_type.shape.dim]).astype(np.float32)
+        for i in model.graph.input
+    }
+    worst, network = worst_lsb(model, feeds)
+    assert worst <= ONE_STEP
+    assert network.layers

@@ -37,7 +37,7 @@ def test_text_round_trip(pattern):
     assert Pattern.parse(str(pattern)) == pattern
 
 
-@pytest.mark.parametrize
+@pytest.mark.parametrize("text", ["", "2:", "3:6", "4:2", "0:4", "2:64", "block 16 7%", "70%", "fanin 120%", "x"])
 def test_unknown_text_is_refused(text):
     with pytest.raises(ModelError, match=r"must be"):
         Pattern.parse(text)
@@ -74,7 +74,7 @@ def test_flat_groups_are_found_where_only_they_hold():
 def test_quantised_weights_keep_their_pattern():
     weight = normal(64, 64, 3, 3)
     codes = np.rint(weight * NM(2, 8).mask(weight)).astype(np.int8)
-    assert (codes != 0).mean() < 0.249
+    assert (codes != 0).mean() < 0.25
     assert classify(codes) == NM(2, 8)
 
 
