@@ -83,15 +83,15 @@ def reduce_stages(spec: ArchSpec) -> int:
 def matmul_latency(spec: ArchSpec) -> int:
     """From the last issue slot of a MATMUL to its accumulators.
 
-    Offset and weight read, bank address, bank read, window and zero point, broadcast skew, multiply, adder tree;
-    the accumulator is written in the cycle that follows.
+    Sequencer, offset read, bank address, bank and weight read, window and zero point, broadcast skew, multiply, adder
+    tree; the accumulator is written in the cycle that follows.
     """
-    return 4 + skew(spec) + spec.multiply_stages + reduce_stages(spec)
+    return 5 + skew(spec) + spec.multiply_stages + reduce_stages(spec)
 
 
 def drain_latency(spec: ArchSpec) -> int:
     """From the last issue slot of a DRAIN to its last code in memory.
 
-    Accumulator and parameter read, bias, multiply and round, clamp, table (where the spec has one), write.
+    Sequencer, accumulator and parameter read, bias, multiply and round, clamp, table (where the spec has one), write.
     """
-    return 4 + spec.ppu_stages + (1 if spec.tables else 0)
+    return 5 + spec.ppu_stages + (1 if spec.tables else 0)
