@@ -235,11 +235,11 @@ class ArchSpec:
         Raises SpecError with the field, the value and what is legal, or with the names of the presets.
         """
         path = Path(source)
-        if path.suffix == ".toml" or path.exists():
-            try:
-                text = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise SpecError(f"cannot read the spec {str(source)!r}: {error}") from error
+        try:
+            text = path.read_text(encoding="utf-8") if path.suffix == ".toml" or path.exists() else None
+        except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
+            raise SpecError(f"cannot read the spec {str(source)!r}: {error}") from error
+        if text is not None:
             return cls.from_toml(text, origin=str(path))
         if str(source) not in preset_names():
             raise SpecError(
@@ -253,7 +253,7 @@ class ArchSpec:
         """A spec from TOML text; `origin` opens every message. Raises SpecError."""
         try:
             document = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # not TOML's alone: a number of 5000 digits, endless brackets
             raise SpecError(f"{origin}: not TOML: {error}") from error
         known = {f.name: f.metadata["section"] for f in _numbers()}
         values: dict[str, Any] = {}
@@ -273,12 +273,12 @@ class ArchSpec:
                 raise SpecError(f"{origin}: {key!r} is not a section; {_suggest(key, legal)}")
         try:
             return cls(**values)
-        except SpecError as error:
+        except ValueError as error:  # SpecError, or an integer too long to be shown
             raise SpecError(f"{origin}: {error}") from error
 
     def to_toml(self) -> str:
         """The spec as TOML, every field written out with its meaning; `from_toml` gives an equal spec back."""
-        lines = [f"name = {json.dumps(self.name)}", f"purpose = {json.dumps(self.purpose, ensure_ascii=False)}"]
+        lines = [f"name = {_quote(self.name)}", f"purpose = {_quote(self.purpose)}"]
         for section in _sections():
             lines += ["", f"[{section}]"]
             for f in _numbers():
@@ -330,6 +330,11 @@ def _check_number(f: Field[Any], value: object) -> None:
         raise SpecError(f"{where} must be an integer ({legal} {f.metadata['unit']}), not {value!r}")
     if not low <= value <= high or (f.metadata["power_of_two"] and value & (value - 1)):
         raise SpecError(f"{where} must be {legal} {f.metadata['unit']}, not {value}")
+
+
+def _quote(text: str) -> str:
+    """A TOML basic string: JSON's escapes, but for DEL, which only TOML forbids."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _suggest(word: str, legal: list[str]) -> str:
