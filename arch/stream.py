@@ -142,7 +142,7 @@ def encode_steps(stream: StepStream, spec: ArchSpec, encoding: Encoding) -> NDAr
     elif encoding is Encoding.INDEX:
         selects = stream.selects.reshape(steps, width, 1)
         bits = (selects >> np.arange(spec.select_bits, dtype=np.uint8)) & 1
-        packed = np.packbits(bits.reshape(steps, -1), axis=1, bitorder="little")
+        packed = np.packbits(bits.reshape(steps, width * spec.select_bits), axis=1, bitorder="little")
         records[:, width : width + packed.shape[1]] = packed
     else:
         if not _ascending(stream):
@@ -150,7 +150,7 @@ def encode_steps(stream: StepStream, spec: ArchSpec, encoding: Encoding) -> NDAr
         mask = np.zeros((steps, spec.columns, spec.group), dtype=np.uint8)
         s, c, v = np.nonzero(used)
         mask[s, c, stream.selects[s, c, v]] = 1
-        packed = np.packbits(mask.reshape(steps, -1), axis=1, bitorder="little")
+        packed = np.packbits(mask.reshape(steps, spec.columns * spec.group), axis=1, bitorder="little")
         records[:, width : width + packed.shape[1]] = packed
     flat = records.reshape(-1)
     return np.pad(flat, (0, stream_beats(spec, encoding, steps) * spec.axi_bytes - flat.size))
