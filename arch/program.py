@@ -17,7 +17,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ MAGIC = b"GOSSAMER"
 VERSION = 1
 DRAM_MAX = 1 << 33
 """Largest DRAM a Program may ask for, in bytes."""
+_RANK_MAX = 64  # what NumPy can hold; the product of a longer shape could take for ever
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -180,7 +181,7 @@ class Program:
         """Read a Program file. Raises ProgramError, and nothing else, for a file that is not one."""
         try:
             data = Path(path).read_bytes()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             raise ProgramError(f"cannot read the Program {str(path)!r}: {error}") from error
         try:
             return cls.from_bytes(data)
@@ -236,9 +237,12 @@ def _from_header(header: dict[str, Any], body: bytes) -> Program:
         else:
             stages.append(_record(AcceleratorStage, entry))
     placements = [_record(Placement, entry) for entry in header["tensors"]]
-    types = {str(k): (str(v[0]), tuple(int(n) for n in v[1])) for k, v in header["host_types"].items()}
+    types = {}
+    for name, (dtype, shape) in header["host_types"].items():
+        numbers = tuple(_integer(n, f"shape of {name!r}", -1, DRAM_MAX) for n in _list(shape, f"shape of {name!r}"))
+        types[name] = (_text(dtype, f"dtype of {name!r}"), numbers)
     return Program(
-        name=str(header["name"]),
+        name=_text(header["name"], "name"),
         spec=ArchSpec.from_dict(header["spec"]),
         instructions=isa.decode(words),
         dram_bytes=_integer(header["dram_bytes"], "dram_bytes", 0, DRAM_MAX),
@@ -246,8 +250,8 @@ def _from_header(header: dict[str, Any], body: bytes) -> Program:
         fills=tuple(_record(Fill, f) for f in header["fills"]),
         tensors={p.name: p for p in placements},
         stages=tuple(stages),
-        inputs=tuple(str(n) for n in header["inputs"]),
-        outputs=tuple(str(n) for n in header["outputs"]),
+        inputs=tuple(_text(n, "inputs") for n in _list(header["inputs"], "inputs")),
+        outputs=tuple(_text(n, "outputs") for n in _list(header["outputs"], "outputs")),
         layers=tuple(_record(LayerNote, n) for n in header["layers"]),
         host_types=types,
     )
@@ -267,15 +271,36 @@ def _record(kind: type[Any], entry: dict[str, Any]) -> Any:
     values = {}
     for f in fields(kind):
         value = entry[f.name]
+        where = f"{kind.__name__}.{f.name}"
         text = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
-        if isinstance(value, list):
-            value = tuple(value)
-        elif text in _TYPES and (not isinstance(value, _TYPES[text]) or (text != "bool" and isinstance(value, bool))):
-            raise ProgramError(f"{kind.__name__}.{f.name} must be {text}, not {value!r}")
+        if text in _TYPES:
+            if not isinstance(value, _TYPES[text]) or (text != "bool" and isinstance(value, bool)):
+                raise ProgramError(f"{where} must be {text}, not {value!r}")
+        else:  # a tuple of integers or of strings
+            strings = str in get_args(f.type)
+            value = tuple(_text(v, where) if strings else _whole(v, where) for v in _list(value, where))
         values[f.name] = value
     if len(entry) != len(values):
         raise ProgramError(f"{kind.__name__} has unknown fields: {sorted(set(entry) - set(values))}")
     return kind(**values)
+
+
+def _list(value: object, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ProgramError(f"{what} must be a list, not {value!r}")
+    return value
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise ProgramError(f"{what} must be str, not {value!r}")
+    return value
+
+
+def _whole(value: object, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ProgramError(f"{what} must be int, not {value!r}")
+    return value
 
 
 def _integer(value: object, what: str, low: int, high: int) -> int:
@@ -322,6 +347,8 @@ def _check_tensor(tensor: Placement, limit: int) -> None:
     ):
         if length is not None and len(numbers) != length:
             raise ProgramError(f"{what} of tensor {tensor.name!r} must have {length} numbers, not {numbers!r}")
+        if len(numbers) > _RANK_MAX:
+            raise ProgramError(f"{what} of tensor {tensor.name!r} must have at most {_RANK_MAX} numbers")
         for n in numbers:
             _integer(n, f"{what} of tensor {tensor.name!r}", 0 if what == "border" else 1, limit)
     _integer(tensor.block, f"block of tensor {tensor.name!r}", 1, 4096)
