@@ -365,9 +365,7 @@ def decode(words: NDArray[np.uint8]) -> NDArray[np.int64]:
     quads = np.ascontiguousarray(words).view(np.uint64).reshape(-1, WORD_BYTES // 8)
     matrix = np.zeros((quads.shape[0], MATRIX_COLUMNS), dtype=np.int64)
     matrix[:, 0] = (quads[:, 0] & np.uint64(15)).astype(np.int64)
-    bad = np.flatnonzero(~np.isin(matrix[:, 0], [int(o) for o in Op]))
-    if bad.size:
-        raise ProgramError(f"instruction {bad[0]}: opcode {matrix[bad[0], 0]} is not legal (1..5)")
+    _check_opcodes(matrix)
     covered = np.zeros_like(quads)
     for op in Op:
         rows = np.flatnonzero(matrix[:, 0] == op)
@@ -390,8 +388,15 @@ def decode(words: NDArray[np.uint8]) -> NDArray[np.int64]:
     return matrix
 
 
+def _check_opcodes(matrix: NDArray[np.int64]) -> None:
+    bad = np.flatnonzero(~np.isin(matrix[:, 0], [int(o) for o in Op]))
+    if bad.size:
+        raise ProgramError(f"instruction {bad[0]}: opcode {matrix[bad[0], 0]} is not legal (1..5)")
+
+
 def check(matrix: NDArray[np.int64]) -> None:
-    """Refuse values out of their field's range and masks that name another unit's semaphores (ProgramError)."""
+    """Refuse illegal opcodes, values out of their field's range and another unit's semaphores (ProgramError)."""
+    _check_opcodes(matrix)
     for op in Op:
         rows = np.flatnonzero(matrix[:, 0] == op)
         for i, f in enumerate(FORMATS[op], start=len(COMMON)):
