@@ -103,7 +103,8 @@ class Placement:
         if np.issubdtype(array.dtype, np.floating):
             if not np.all(np.isfinite(array)):
                 raise ModelError(f"{self.name!r} has values that are not finite")
-            real = np.rint(array.astype(np.float32) / np.float32(self.scale)) + self.zero_point
+            with np.errstate(over="ignore"):  # too large for float32 saturates like all that is too large
+                real = np.rint(array.astype(np.float32) / np.float32(self.scale)) + self.zero_point
             codes = np.clip(real, low, high).astype(np.int16)
         elif np.issubdtype(array.dtype, np.integer):
             if array.size and (int(array.min()) < low or int(array.max()) > high):
