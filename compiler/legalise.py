@@ -108,7 +108,7 @@ class _Judge:
                 raise _No(f"{tensor!r} has rank {len(info.shape)}")
         cheap = isinstance(op, Activation | Affine | Add | Concat | Reshape | Transpose)
         if cheap and all(isinstance(self.graph.producer(t), Host) for t in op.reads):
-            raise _No("its inputs are made on the host, and it is too small for a way to the array")
+            raise _No("its inputs are made on the host, where it is cheaper to stay")
         rules: dict[type[Op], Callable[[], Layout]] = {
             Conv: self._conv,
             Linear: self._linear,
@@ -200,7 +200,7 @@ class _Judge:
         a, b = self.op.inputs
         known = [layout for t in (a, b) if (layout := self.graph.info(t).layout) is not None]
         layout = known[0] if known else self._layout(a)
-        if any(other != layout for other in known):
+        if not all(other.same(layout) for other in known):
             raise _No(f"{a!r} and {b!r} lie differently in the array")
         for tensor in (a, b):
             if self.graph.info(tensor).layout is None:
@@ -223,10 +223,10 @@ class _Judge:
             chosen[tensor] = layout
         first = chosen[op.inputs[0]]
         n, _, h, w = first.shape
-        if any(
-            (o.shape[0], *o.shape[2:]) != (n, h, w) or o.channels_last != first.channels_last for o in chosen.values()
-        ):
-            raise _No("its inputs lie differently in the array")
+        for tensor, layout in chosen.items():
+            alike = replace(layout, shape=(n, layout.shape[1], h, w)) == layout
+            if not alike or not replace(layout, shape=first.shape).same(first):
+                raise _No(f"{op.inputs[0]!r} and {tensor!r} lie differently in the array")
         for tensor, layout in chosen.items():
             self.graph.update(tensor, layout=layout)
         channels = sum(chosen[t].shape[1] for t in op.inputs)

@@ -65,9 +65,9 @@ class _Lowering:
         groups = host_groups(graph)
         self._find_roots()
         stages: list[ConvLayer | MaxLayer | HostSegment] = []
-        for number, unit in enumerate(stage_order(graph, groups)):
+        for unit in stage_order(graph, groups):
             if isinstance(unit, list):
-                segment = build_segment(graph, f"host{number}", unit)
+                segment = build_segment(graph, f"host{sum(isinstance(s, HostSegment) for s in stages)}", unit)
                 stages.append(segment)
                 for name in (*segment.inputs, *segment.outputs):
                     self._declare(name)

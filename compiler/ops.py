@@ -79,6 +79,11 @@ class Layout:
     shape: tuple[int, int, int, int]
     channels_last: bool = False
 
+    def same(self, other: "Layout") -> bool:
+        """Whether both mean the same order of elements: with one position, or one channel, there is only one."""
+        _, c, h, w = self.shape
+        return self.shape == other.shape and (self.channels_last == other.channels_last or h * w == 1 or c == 1)
+
     def to_model(self, array: Array, model_shape: tuple[int, ...]) -> Array:
         """From (N, C, H, W) to the model's order and shape."""
         return (array.transpose(0, 2, 3, 1) if self.channels_last else array).reshape(model_shape)

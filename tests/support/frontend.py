@@ -189,3 +189,67 @@ def worst_lsb(model, feeds, calibration=None, **options):
 def graph_until(model, until, **options):
     """The model's graph after the named pass."""
     return run_passes(import_model(model), until=until, options=Options(**options))
+
+
+def check_structure(network: Network):
+    """Every stage reads what is already there, and every layer's shapes follow from its geometry."""
+    ready = set(network.inputs)
+    for stage in network.stages:
+        outputs = stage.outputs if isinstance(stage, HostSegment) else (stage.output,)
+        reads = (*stage.inputs, *([stage.residual] if isinstance(stage, Conv) and stage.residual else []))
+        assert set(reads) <= ready, stage.name
+        assert not set(outputs) & ready, stage.name
+        ready |= set(outputs)
+        if isinstance(stage, HostSegment):
+            assert stage.reason
+            continue
+        inputs = [network.tensors[name] for name in stage.inputs]
+        out = network.tensors[stage.output]
+        n, _, h, w = inputs[0].shape
+        channels = sum(t.shape[1] for t in inputs)
+        assert all((t.shape[0], *t.shape[2:]) == (n, h, w) for t in inputs)
+        assert len({(t.scale, t.zero_point, t.signed) for t in inputs}) == 1
+        kernel = stage.weight.shape[2:] if isinstance(stage, Conv) else stage.kernel
+        top, left, bottom, right = stage.pads
+        size = tuple(
+            (a + before + after - (k - 1) * d - 1) // s + 1
+            for a, before, after, k, d, s in zip(
+                (h, w), (top, left), (bottom, right), kernel, stage.dilation, stage.stride, strict=True
+            )
+        )
+        out_channels = channels
+        if isinstance(stage, Conv):
+            out_channels = stage.weight.shape[0]
+            assert stage.weight.shape[1] * stage.groups == channels
+            assert out_channels % stage.groups == 0
+            assert stage.scale.shape == stage.bias.shape == (out_channels,)
+            assert stage.weight.dtype == np.int8
+            assert stage.bias.dtype == np.int32
+            assert stage.weight.flags.c_contiguous
+            if stage.residual:
+                assert network.tensors[stage.residual].shape == out.shape
+                assert 0 < stage.residual_ratio < 127
+        assert out.shape == (n, out_channels, *size), stage.name
+        assert int(np.prod(out.model_shape)) == int(np.prod(out.shape))
+    assert set(network.outputs) <= ready
+
+
+def with_random_weights(model, seed=0):
+    """A model whose weights are ConstantOfShape nodes, as in onnx's light models, with random ones of sane scale."""
+    rng = np.random.default_rng(seed)
+    values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    place = {name: (node.op_type, index) for node in model.graph.node for index, name in enumerate(node.input)}
+    kept = []
+    for node in model.graph.node:
+        if node.op_type != "ConstantOfShape":
+            kept.append(node)
+            continue
+        shape = tuple(int(n) for n in values[node.input[0]])
+        weight = rng.standard_normal(shape, dtype=np.float32)
+        weight *= np.float32((2 / np.prod(shape[1:])) ** 0.5 if len(shape) > 1 else 0.1)
+        if place[node.output[0]] in {("BatchNormalization", 1), ("BatchNormalization", 4), ("Unsqueeze", 0)}:
+            weight = np.abs(weight) * 5 + 0.5
+        model.graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), node.output[0]))
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    return model
