@@ -18,6 +18,7 @@ from gossamer.compiler.export import host_ops
 from gossamer.compiler.graph import Graph
 from gossamer.compiler.integers import integer_weights, weight_scales
 from gossamer.compiler.ops import (
+    Add,
     Affine,
     Compute,
     Concat,
@@ -31,6 +32,9 @@ from gossamer.compiler.ops import (
 )
 
 __all__ = ["quantise"]
+
+RATIO_LIMIT = 127
+"""Residual scale over output scale must be below this (see arch.numerics.quantise_residual)."""
 
 
 def quantise(
@@ -54,6 +58,7 @@ def quantise(
         for tensor in group:
             graph.update(tensor, quant=given)
     _check_padding(graph)
+    _check_residuals(graph)
     for op in graph.order():
         if isinstance(op, Conv | Linear | Affine):
             graph.replace(op.name, _with_weights(graph, op))
@@ -162,6 +167,22 @@ def _check_padding(graph: Graph) -> None:
         assert quant is not None
         if quant.zero_point != code_range(quant.signed)[0]:
             reason = "MaxPool with padding over codes below that of zero: the padding, which is zero, could win"
+            graph.replace(op.name, *host_ops(graph, op, reason))
+
+
+def _check_residuals(graph: Graph) -> None:
+    """The residual's multiplier is an integer of 16 bits: it cannot be much coarser than the sum."""
+    for op in graph.order():
+        if not isinstance(op, Compute) or not op.residual:
+            continue
+        result = graph.info(op.pre or op.output).quant
+        coarse = [q.scale / result.scale >= RATIO_LIMIT for t in op.inputs if (q := graph.info(t).quant) and result]
+        if not coarse[-1]:
+            continue
+        if isinstance(op, Add) and not coarse[0]:
+            graph.replace(op.name, replace(op, inputs=op.inputs[::-1]))
+        else:
+            reason = f"the sum is more than {RATIO_LIMIT} times finer than the residual {op.inputs[-1]!r}"
             graph.replace(op.name, *host_ops(graph, op, reason))
 
 

@@ -1,0 +1,146 @@
+"""Models that are written unusually: subgraphs, other domains, old and new operator sets, constants as outputs."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from gossamer.compiler.layers import HostSegment
+from gossamer.compiler.passes import build_network
+from tests.support.frontend import Builder, check_structure, compile_both, run_network, run_onnx
+
+X = np.random.default_rng(5).standard_normal((1, 4, 6, 6)).astype(np.float32)
+
+
+def agree(model, feeds, steps=1.0001):
+    network, twin, _ = compile_both(model, [feeds])
+    check_structure(network)
+    outputs, _ = run_network(network, feeds)
+    for name, ours, theirs in zip(network.outputs, outputs, run_onnx(twin, feeds), strict=True):
+        scale = network.tensors[name].scale if name in network.tensors else 0.02
+        assert np.abs(ours.astype(np.float64) - theirs).max(initial=0) <= steps * scale
+    return network
+
+
+def test_subgraphs_that_capture_tensors():
+    b = Builder(("x", (1, 4, 6, 6)))
+    y = b.op("Identity", b.op("Relu", b.conv("x", 4, 4, k=1)))
+    branches = {}
+    for kind in ("Neg", "Exp"):
+        out = helper.make_empty_tensor_value_info(f"{kind}_out")
+        nodes = [helper.make_node(kind, [y], [f"{kind}_out"])]
+        branches[kind] = helper.make_graph(nodes, kind, [], [out])
+    flag = b.op("Greater", b.op("ReduceMax", y, keepdims=0), b.constant(0.1))
+    z = b.op("If", flag, then_branch=branches["Neg"], else_branch=branches["Exp"])
+    b.op("Conv", z, b.weight(2, 4, 1, 1), out="out")
+    network = agree(b.model("out", y), {"x": X})
+    assert [type(s).__name__ for s in network.stages] == ["Conv", "HostSegment", "Conv"]
+
+
+def test_operators_of_other_domains():
+    b = Builder(("x", (1, 4, 6, 6)))
+    y = b.op("FusedConv", b.conv("x", 4, 4, k=1), b.weight(4, 4, 1, 1), domain="com.microsoft", activation="Relu")
+    b.op("Abs", y, out="out")
+    model = b.model("out")
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    network = agree(model, {"x": X})
+    assert network.stages[1].reason.startswith("com.microsoft.FusedConv is not a standard ONNX operator")
+
+
+def test_functions_are_inlined():
+    opset = helper.make_opsetid("", 17)
+    body = [helper.make_node("Conv", ["a", "w"], ["c"]), helper.make_node("Relu", ["c"], ["b"])]
+    function = helper.make_function("own", "block", ["a", "w"], ["b"], body, [opset])
+    b = Builder(("x", (1, 4, 6, 6)))
+    b.op("block", "x", b.weight(4, 4, 1, 1), out="out", domain="own")
+    model = b.model("out")
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.functions.append(function)
+    assert len(agree(model, {"x": X}).layers) == 1
+
+
+def test_constant_and_passed_through_outputs():
+    b = Builder(("x", (1, 4, 6, 6)), ("unused", (2,)))
+    constant = b.op("Add", b.constant([1.0, 2.0]), b.constant([3.0, 4.0]))
+    model = b.model(constant, "x", b.op("Identity", "x"), b.conv("x", 4, 4))
+    agree(model, {"x": X, "unused": np.zeros(2, np.float32)})
+
+
+def test_shapes_that_depend_on_data():
+    b = Builder(("x", (1, 4, 6, 6)))
+    y = b.op("Relu", b.conv("x", 4, 4))
+    network = agree(b.model(b.op("NonZero", y), y), {"x": X})
+    assert network.host_types[network.outputs[0]] == ("int64", (-1,))
+
+
+@pytest.mark.parametrize("opset", [11, 13, 18, 20, 21])
+def test_operator_sets(opset):
+    b = Builder(("x", (1, 4, 6, 6)), opset=opset)
+    y = b.op("Clip", b.bn(b.conv("x", 4, 4), 4), b.constant(-0.5), b.constant(0.6))
+    if opset >= 20:
+        y = b.op("Gelu", b.conv(y, 4, 4, k=1))
+        y = b.op("Gelu", b.conv(y, 4, 4, k=1), approximate="tanh")
+    if opset >= 14:
+        y = b.op("HardSwish", b.conv(y, 4, 4, k=1))
+    if opset >= 18:
+        y = b.op("ReduceMean", y, b.constant([2, 3], np.int64), keepdims=0)
+    else:
+        y = b.op("ReduceMean", y, axes=[-1, -2], keepdims=0)
+    y = b.op("Softmax", b.op("Gemm", y, b.weight(4, 3), alpha=0.5), axis=1)
+    network = agree(b.model(y), {"x": X})
+    assert [s.ops for s in network.stages if isinstance(s, HostSegment)] == [("Softmax",)]
+
+
+def test_relu6_of_an_old_model():
+    b = Builder(("x", (1, 4, 6, 6)), opset=9)
+    y = b.op("Clip", b.conv("x", 4, 4), min=0.0, max=6.0)
+    network = agree(b.model(b.op("Dropout", y)), {"x": X})
+    assert len(network.stages) == 1
+
+
+def test_nodes_without_names_and_external_weights(tmp_path):
+    b = Builder(("x", (1, 4, 6, 6)))
+    y = b.conv("x", 4, 16)
+    model = b.model(b.conv(y, 16, 16))
+    for node in model.graph.node:
+        node.name = ""
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="weights", size_threshold=16)
+    network = build_network(tmp_path / "m.onnx", calibration=[X])
+    assert [s.name for s in network.stages] == ["conv0", "conv1"]
+    (tmp_path / "weights").unlink()
+    with pytest.raises(ValueError, match=r"m\.onnx: "):
+        build_network(tmp_path / "m.onnx", calibration=[X])
+
+
+def test_integer_arithmetic_stays_on_the_host():
+    b = Builder(("x", (1, 4, 6, 6)))
+    y = b.op("Cast", b.conv("x", 4, 4), to=TensorProto.INT32)
+    y = b.op("Reshape", b.op("Add", y, y), b.constant([1, -1], np.int64))
+    network = agree(b.model(y), {"x": X})
+    assert network.stages[1].ops == ("Cast", "Add", "Reshape")
+
+
+def test_three_dimensional_convolution_stays_on_the_host():
+    b = Builder(("x", (1, 2, 4, 4, 4)))
+    y = b.op("Relu", b.op("Conv", "x", b.weight(2, 2, 3, 3, 3)))
+    x = np.random.default_rng(0).standard_normal((1, 2, 4, 4, 4)).astype(np.float32)
+    (segment,) = agree(b.model(y), {"x": x}).stages
+    assert segment.macs == 2 * 8 * 2 * 27
+
+
+def test_channels_without_weights_keep_their_bias():
+    b = Builder(("x", (1, 4, 6, 6)))
+    weight = b.rng.standard_normal((4, 4, 1, 1))
+    weight[1] = 0
+    weight[2] *= 1e-9
+    y = b.op("Conv", "x", b.constant(weight), b.constant([0.1, 0.77, -0.5, 0.0]))
+    model = b.model(y)
+    network = agree(model, {"x": X})
+    (ours,), _ = run_network(network, {"x": X})
+    assert np.abs(ours - run_onnx(model, {"x": X})[0])[:, 1:3].max() <= 0.51 * network.tensors[y].scale
+
+
+def test_tensors_that_are_always_zero():
+    b = Builder(("x", (1, 4, 6, 6)))
+    y = b.op("Relu", b.op("Conv", "x", b.constant(np.zeros((4, 4, 1, 1))), b.constant([-1.0] * 4)))
+    agree(b.model(b.op("Add", b.conv(y, 4, 4, k=1), y)), {"x": X})
