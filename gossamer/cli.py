@@ -189,21 +189,32 @@ def run(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="NPZ", help="Write the model's outputs by name.")
     ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Draw units over time, and each layer's cycles against its bound (png, svg, pdf)."
+        ),
+    ] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Also print every event.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Simulate a Program: outputs to the bit, time to the cycle."""
+    from gossamer import pictures
     from gossamer.arch.program import Program
 
     if output is not None and inputs is None:
         raise typer.BadParameter("--output needs --input: without inputs there are no values")
+    if picture is not None:
+        pictures.check_path(picture)  # before the work, not after it
     arrays = _load_arrays(inputs) if inputs else None
     loaded = Program.load(program)
     with report.Progress() as progress:
         done = _api("simulate")(loaded, arrays, values=arrays is not None, progress=progress)
     if output is not None:
         _save_arrays(output, done.outputs)
+    if picture is not None:
+        pictures.overview(done, picture)
     facts = inspection.inspect_run(done, trace=trace)
     if as_json:
         _print_json(facts)

@@ -1,0 +1,467 @@
+"""Pictures of a run: units over time, and what each layer's cycles were spent on.
+
+The file's suffix chooses the format (png, svg, pdf, ...). matplotlib is the optional extra `plot`; without it a call
+raises GossamerError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.arch.errors import GossamerError
+from gossamer.arch.isa import SEMAPHORES, Unit
+from gossamer.arch.run import EVENT_FIELDS, Run, StageRun
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["check_path", "layers", "overview", "timeline"]
+
+Cycles = NDArray[np.int64]
+
+_FETCHED, _START, _FIRST, _LAST, _FREE, _END = (
+    EVENT_FIELDS.index(name) for name in ("fetched", "start", "first_beat", "last_beat", "free", "end")
+)
+
+_MOST_BARS = 1500
+"""A stage with more instructions is drawn as shares of time instead of one bar an instruction."""
+_BINS = 900
+"""Columns of such a picture."""
+
+_LAYER_COLOURS = ("#3b6fb6", "#c8702a", "#3f8f5a", "#8a5aa8", "#b8455a", "#2f8f9d", "#8a7a2f", "#6b6f7b")
+_NO_LAYER = "#9a9da3"
+_STALLS = {
+    Unit.FETCH: ("an instruction", "#e4e4e4", ""),
+    Unit.LOAD: ("LOAD", "#cfe1f5", "////"),
+    Unit.MATMUL: ("MATMUL", "#f9e0c7", "\\\\\\\\"),
+    Unit.DRAIN: ("DRAIN", "#d5ecd9", "...."),
+    Unit.STORE: ("STORE", "#ecdcf3", "xxxx"),
+}
+_HATCH = "#b7bbc2"
+_SPENT = (
+    ("array works", "#3f5068"),
+    ("array waits, bus moves data", "#e0a458"),
+    ("both wait", "#d4d6da"),
+)
+_ROWS = (
+    ("LOAD", Unit.LOAD, 5.35, 0.8),
+    ("read bus", Unit.LOAD, 4.75, 0.45),
+    ("MATMUL", Unit.MATMUL, 3.6, 0.8),
+    ("DRAIN", Unit.DRAIN, 2.45, 0.8),
+    ("STORE", Unit.STORE, 1.3, 0.8),
+    ("write bus", Unit.STORE, 0.7, 0.45),
+)
+"""Rows of a timeline from the top: name, unit, bottom and height."""
+_STRIP = (6.45, 0.5)
+"""Bottom and height of the strip with the names of the layers."""
+_STRIP_LETTERS = 125
+"""Letters that fit on its whole width."""
+
+
+def check_path(path: str | Path) -> None:
+    """Raise GossamerError when matplotlib is missing or the suffix is not one it can write."""
+    known = _figure(1.0, 1.0).canvas.get_supported_filetypes()
+    suffix = Path(path).suffix.removeprefix(".").lower()
+    if suffix not in known:
+        raise GossamerError(f"a picture's name must end in one of {', '.join(sorted(known))}, not {Path(path).name!r}")
+
+
+def timeline(run: Run, path: str | Path, *, stage: str | None = None) -> None:
+    """Draw the units of a run over time, bars coloured by layer and stalls shaded by cause.
+
+    stage : name of one accelerator stage; None draws all of them, one after the other.
+
+    A LOAD brought ahead has the colour of the layer behind which it hides. Long stages are drawn as shares of time.
+    Raises GossamerError when matplotlib is missing, the suffix is unknown or there is no such stage.
+    """
+    check_path(path)
+    _check_stage(run, stage)
+    figure = _figure(12.0, 4.8)
+    _draw_timeline(figure.add_subplot(), run, stage)
+    _save(figure, path)
+
+
+def layers(run: Run, path: str | Path) -> None:
+    """Draw each layer's cycles against its lower bound, and what the array did with them.
+
+    A layer's cycles last from the array's last cycle for the layer before to its last one for this layer; what comes
+    after the last layer belongs to it. Raises GossamerError when matplotlib is missing, the suffix is unknown or the
+    Program tells nothing of its layers.
+    """
+    check_path(path)
+    spans = _spans(run)
+    if not spans:
+        raise GossamerError(f"Program {run.program.name!r} has no notes on its layers, so there is nothing to draw")
+    figure = _figure(12.0, _layers_height(len(spans)))
+    _draw_layers(figure.add_subplot(), run, spans)
+    _save(figure, path)
+
+
+def overview(run: Run, path: str | Path) -> None:
+    """Draw `timeline` and, where the Program has notes on its layers, `layers` below it. Raises as they do."""
+    check_path(path)
+    _check_stage(run, None)
+    spans = _spans(run)
+    below = _layers_height(len(spans)) if spans else 0.0
+    figure = _figure(12.0, 4.8 + below)
+    if not spans:
+        _draw_timeline(figure.add_subplot(), run, None)
+    else:
+        top, bottom = figure.subplots(2, 1, height_ratios=[4.8, below])
+        _draw_timeline(top, run, None)
+        _draw_layers(bottom, run, spans)
+    _save(figure, path)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What there is to draw
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Bars:
+    """Intervals begin <= t < end that do not overlap, each with a label; int64 [count]."""
+
+    begin: Cycles
+    end: Cycles
+    label: Cycles
+
+    @classmethod
+    def make(cls, begin: Cycles, end: Cycles, label: Cycles) -> _Bars:
+        """Bars without the empty ones."""
+        keep = end > begin
+        return cls(begin=begin[keep], end=end[keep], label=label[keep])
+
+    def moved(self, cycles: int) -> _Bars:
+        """The same, later."""
+        return _Bars(begin=self.begin + cycles, end=self.end + cycles, label=self.label)
+
+    @staticmethod
+    def join(parts: list[_Bars]) -> _Bars:
+        """All bars of all parts."""
+        return _Bars(
+            begin=np.concatenate([p.begin for p in parts]),
+            end=np.concatenate([p.end for p in parts]),
+            label=np.concatenate([p.label for p in parts]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Span:
+    """A layer's share of the time line, counted through all stages, and what the array did in it."""
+
+    note: int
+    begin: int
+    end: int
+    array: int
+    bus: int
+
+    @property
+    def cycles(self) -> int:
+        return self.end - self.begin
+
+
+def _stages(run: Run) -> Iterator[tuple[StageRun, int, int]]:
+    """Every stage with its first cycle on a common time line and its first instruction."""
+    first = {s.name: s.first for s in run.program.accelerator_stages}
+    at = 0
+    for stage in run.stages:
+        yield stage, at, first[stage.name]
+        at += stage.cycles
+
+
+def _stalls(matrix: Cycles, events: Cycles, unit: Unit) -> _Bars:
+    """Cycles in which a unit is free and its next instruction does not start, labelled by the unit it waits for.
+
+    As in the counters: not fetched, or else the semaphore with the lowest index that is missing.
+    """
+    rows = np.flatnonzero(events[:, 0] == unit)
+    free = events[rows, _FREE]
+    at = np.concatenate([np.zeros(min(1, rows.size), dtype=np.int64), free[:-1]])
+    upto = np.maximum(at, events[rows, _FETCHED])
+    parts = [_Bars.make(at, upto, np.full(rows.size, int(Unit.FETCH)))]
+    for s in SEMAPHORES:
+        if s.waiter is not unit:
+            continue
+        waits = np.flatnonzero(matrix[rows, 1] >> s.index & 1)
+        posts = np.flatnonzero(matrix[:, 2] >> s.index & 1)[: waits.size]
+        at = upto.copy()
+        upto[waits] = np.maximum(upto[waits], events[posts, _END])
+        parts.append(_Bars.make(at, upto, np.full(rows.size, int(s.poster))))
+    return _Bars.join(parts)
+
+
+def _work(events: Cycles, unit: Unit, layer: Cycles, *, bus: bool) -> _Bars:
+    """When a unit takes work (start to free), or when its data is on the bus; labelled by layer."""
+    rows = np.flatnonzero(events[:, 0] == unit)
+    columns = (_FIRST, _LAST) if bus else (_START, _FREE)
+    begin, end = (events[rows, c] for c in columns)
+    return _Bars.make(begin, end + 1 if bus else end, layer[rows])
+
+
+def _layer_of(run: Run, first: int, count: int) -> Cycles:
+    """Index of the layer note of each of a stage's instructions, -1 for none."""
+    layer = np.full(count, -1, dtype=np.int64)
+    for k, note in enumerate(run.program.layers):
+        layer[max(0, note.first - first) : max(0, note.first + note.count - first)] = k
+    return layer
+
+
+def _covered(bars: _Bars, edges: Cycles) -> NDArray[np.float64]:
+    """Cycles that bars cover between neighbouring edges."""
+    inside = np.zeros(edges.size, dtype=np.float64)
+    for points, sign in ((bars.begin, 1.0), (bars.end, -1.0)):
+        ordered = np.sort(points)
+        sums = np.concatenate([[0], np.cumsum(ordered)])
+        below = np.searchsorted(ordered, edges)
+        inside += sign * (below * edges - sums[below])
+    return np.diff(inside)
+
+
+def _union(parts: list[_Bars]) -> _Bars:
+    """Bars that cover what any of the parts covers."""
+    bars = _Bars.join(parts)
+    order = np.argsort(bars.begin, kind="stable")
+    begin, reach = bars.begin[order], np.maximum.accumulate(bars.end[order])
+    if not begin.size:
+        return bars
+    fresh = np.concatenate([[True], begin[1:] > reach[:-1]])
+    last = np.concatenate([np.flatnonzero(fresh)[1:] - 1, [begin.size - 1]])
+    return _Bars(begin=begin[fresh], end=reach[last], label=np.zeros(last.size, dtype=np.int64))
+
+
+def _spans(run: Run) -> list[_Span]:
+    """Layers with a MATMUL, in order of time."""
+    spans: list[_Span] = []
+    for stage, at, first in _stages(run):
+        events = stage.events
+        layer = _layer_of(run, first, len(events))
+        array = _work(events, Unit.MATMUL, layer, bus=False)
+        any_bus = [_work(events, u, layer, bus=True) for u in (Unit.LOAD, Unit.STORE)]
+        either = _union([array, *any_bus])
+        found = [k for k in dict.fromkeys(array.label.tolist()) if k >= 0]
+        ends = [int(array.end[array.label == k].max()) for k in found]
+        if found:
+            ends[-1] = stage.cycles
+        edges = np.array([0, *ends], dtype=np.int64)
+        works, moves = _covered(array, edges), _covered(either, edges)
+        for i, k in enumerate(found):
+            spans.append(
+                _Span(
+                    note=k,
+                    begin=at + int(edges[i]),
+                    end=at + int(edges[i + 1]),
+                    array=round(works[i]),
+                    bus=round(moves[i] - works[i]),
+                )
+            )
+    return spans
+
+
+def _check_stage(run: Run, stage: str | None) -> None:
+    names = [s.name for s in run.stages]
+    if not names:
+        raise GossamerError(f"Program {run.program.name!r} has no accelerator stage, so there is nothing to draw")
+    if stage is not None and stage not in names:
+        raise GossamerError(f"stage must be one of {', '.join(names)}, not {stage!r}")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Drawing
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, size in inches, without the state of pyplot."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise GossamerError("pictures need matplotlib: pip install 'gossamer[plot]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """Write the figure; the same run gives the same picture."""
+    import matplotlib
+
+    suffix = Path(path).suffix.lower()
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)
+    with matplotlib.rc_context({"hatch.linewidth": 0.35, "svg.fonttype": "none", "svg.hashsalt": "gossamer"}):
+        figure.savefig(path, dpi=150, metadata=metadata)
+
+
+def _layer_colour(layer: int) -> str:
+    return _LAYER_COLOURS[layer % len(_LAYER_COLOURS)] if layer >= 0 else _NO_LAYER
+
+
+def _stall_colour(unit: int) -> str:
+    return _STALLS[Unit(unit)][1]
+
+
+def _draw_timeline(axes: Axes, run: Run, only: str | None) -> None:
+    chosen = [(s, at, first) for s, at, first in _stages(run) if only in (None, s.name)]
+    begin = chosen[0][1]
+    cycles = sum(s.cycles for s, _, _ in chosen)
+    busy: dict[str, list[_Bars]] = {name: [] for name, *_ in _ROWS}
+    stalled: dict[str, list[_Bars]] = {name: [] for name, *_ in _ROWS}
+    count = 0
+    for stage, at, first in chosen:
+        matrix = run.program.instructions[first : first + len(stage.events)]
+        layer = _layer_of(run, first, len(stage.events))
+        count += len(stage.events)
+        for name, unit, *_ in _ROWS:
+            bus = name.endswith("bus")
+            busy[name].append(_work(stage.events, unit, layer, bus=bus).moved(at - begin))
+            if not bus:
+                stalled[name].append(_stalls(matrix, stage.events, unit).moved(at - begin))
+    single = count <= _MOST_BARS
+    draw = _draw_bars if single else _draw_shares
+    ticks = []
+    for name, _, low, height in _ROWS:
+        bars = _Bars.join(busy[name])
+        share = (bars.end - bars.begin).sum() / cycles
+        ticks.append((low + height / 2, f"{name}  {share:4.0%}"))
+        draw(axes, bars, _Bars.join(stalled[name]) if stalled[name] else None, low, height, cycles)
+    _draw_strip(axes, run, [s for s in _spans(run) if begin <= s.begin < begin + cycles], begin, cycles)
+    for _, at, _ in chosen[1:]:
+        axes.axvline(at - begin, color="#333333", linewidth=0.8, linestyle=(0, (4, 3)))
+    _frame(axes, cycles)
+    axes.set_ylim(0.55, 7.05)
+    axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks], fontsize=9)
+    columns = "" if single else f" (each column shows the shares of {max(1, cycles // _BINS):,} cycles)"
+    axes.set_xlabel(f"cycles{columns}", fontsize=9)
+    spec = run.program.spec
+    of = f", stage {only}" if only else ""
+    axes.set_title(
+        f"{run.program.name} on {spec.name}{of}: {cycles:,} cycles, "
+        f"{cycles / spec.clock_mhz:,.1f} µs at {spec.clock_mhz:,} MHz",
+        loc="left",
+        fontsize=11,
+    )
+    seen = {int(c) for parts in stalled.values() for p in parts for c in np.unique(p.label)}
+    _stall_legend(axes, [Unit(c) for c in sorted(seen)], hatched=single)
+
+
+def _draw_bars(axes: Axes, work: _Bars, stalls: _Bars | None, low: float, height: float, cycles: int) -> None:
+    """One bar for every instruction and every stall."""
+    if stalls is not None:
+        for unit, (_, colour, hatch) in _STALLS.items():
+            mine = stalls.label == unit
+            widths = np.stack([stalls.begin[mine], (stalls.end - stalls.begin)[mine]], axis=1)
+            axes.broken_barh(
+                widths.tolist(), (low, height), facecolor=colour, edgecolor=_HATCH, hatch=hatch, linewidth=0
+            )
+    wide = (work.end - work.begin) * 900 > 4 * cycles  # a gap between bars only where it does not hide them
+    for gap in (False, True):
+        mine = wide == gap
+        widths = np.stack([work.begin[mine], (work.end - work.begin)[mine]], axis=1)
+        colours = [_layer_colour(k) for k in work.label[mine].tolist()]
+        axes.broken_barh(
+            widths.tolist(), (low, height), facecolors=colours, edgecolor="white", linewidth=0.4 if gap else 0
+        )
+
+
+def _draw_shares(axes: Axes, work: _Bars, stalls: _Bars | None, low: float, height: float, cycles: int) -> None:
+    """Columns of equal width: from the bottom, the share of each layer's work, then of each cause of stalls."""
+    edges = np.unique(np.linspace(0, cycles, _BINS + 1).astype(np.int64))
+    floor = np.full(edges.size - 1, low)
+    kinds: list[tuple[_Bars | None, Callable[[int], str]]] = [(work, _layer_colour), (stalls, _stall_colour)]
+    for bars, colour in kinds:
+        if bars is None:
+            continue
+        for label in np.unique(bars.label).tolist():
+            mine = bars.label == label
+            part = _Bars(begin=bars.begin[mine], end=bars.end[mine], label=bars.label[mine])
+            top = floor + height * _covered(part, edges) / np.diff(edges)
+            axes.stairs(top, edges, baseline=floor, fill=True, color=colour(label), linewidth=0)
+            floor = top
+
+
+def _draw_strip(axes: Axes, run: Run, spans: list[_Span], begin: int, cycles: int) -> None:
+    """The layers along the top, with their names where there is room."""
+    low, height = _STRIP
+    for span in spans:
+        axes.broken_barh(
+            [(span.begin - begin, span.cycles)], (low, height),
+            facecolor=_layer_colour(span.note), edgecolor="white", linewidth=0.6,
+        )  # fmt: skip
+        name = run.program.layers[span.note].name
+        room = int(span.cycles / cycles * _STRIP_LETTERS)
+        if room >= min(5, len(name)):
+            text = _short(name, room)
+            at = span.begin - begin + span.cycles / 2
+            axes.text(at, low + height / 2, text, color="white", fontsize=8, ha="center", va="center", clip_on=True)
+
+
+def _short(name: str, room: int) -> str:
+    """The end of a long name: exporters put the scopes first."""
+    return name if len(name) <= room else "…" + name[len(name) - room + 1 :]
+
+
+def _stall_legend(axes: Axes, units: list[Unit], *, hatched: bool) -> None:
+    from matplotlib.patches import Patch
+
+    patches = [
+        Patch(facecolor=colour, edgecolor=_HATCH, hatch=hatch if hatched else "", linewidth=0, label=name)
+        for name, colour, hatch in (_STALLS[u] for u in units)
+    ]
+    if patches:
+        axes.legend(
+            handles=patches, title="waits for", title_fontsize=8, fontsize=8, loc="center left",
+            bbox_to_anchor=(1.0, 0.5), frameon=False, handleheight=1.4,
+        )  # fmt: skip
+
+
+def _frame(axes: Axes, cycles: float) -> None:
+    """Thousands separated, no box, faint vertical lines."""
+    from matplotlib.ticker import StrMethodFormatter
+
+    axes.set_xlim(0, cycles)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.tick_params(axis="both", length=0, labelsize=9)
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", color="#e3e5e8", linewidth=0.6)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _layers_height(count: int) -> float:
+    """Inches for so many layers."""
+    return 1.2 + 0.3 * count
+
+
+def _draw_layers(axes: Axes, run: Run, spans: list[_Span]) -> None:
+    notes, spec = run.program.layers, run.program.spec
+    y = np.arange(len(spans))
+    parts = np.array([[s.array, s.bus, s.cycles - s.array - s.bus] for s in spans])
+    left = np.zeros(len(spans))
+    for (label, colour), part in zip(_SPENT, parts.T, strict=True):
+        axes.barh(y, part, left=left, height=0.66, color=colour, label=label, linewidth=0)
+        left = left + part
+    bounds = np.array([notes[s.note].bound(spec) for s in spans])
+    known = bounds > 0
+    if known.any():
+        axes.vlines(bounds[known], y[known] - 0.42, y[known] + 0.42, color="black", linewidth=1.6, label="lower bound")
+    for k, span in enumerate(spans):
+        ratio = f", {span.cycles / bounds[k]:.2f} × bound" if known[k] else ""
+        end = max(span.cycles, bounds[k])
+        axes.annotate(
+            f"{span.cycles:,}{ratio}", (end, k), (5, 0), textcoords="offset points", va="center", fontsize=8,
+            color="#333333",
+        )  # fmt: skip
+    _frame(axes, 1.16 * max(left.max(), bounds.max()))
+    names = [notes[s.note] for s in spans]
+    axes.set_yticks(y, [_short(n.name, 36) + (f"  ({n.pattern})" if n.pattern else "") for n in names], fontsize=9)
+    axes.set_ylim(len(spans) - 0.4, -0.6)
+    axes.set_xlabel("cycles from the array's end of the layer before to its end of this one", fontsize=9)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, fontsize=8, frameon=False, borderaxespad=0.2,
+        handlelength=1.4,
+    )  # fmt: skip
