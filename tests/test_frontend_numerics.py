@@ -208,9 +208,23 @@ def cancelling():
     return b.model(b.op("Relu", b.op("Add", z, y)))
 
 
+def around_a_layer():
+    """A host operation feeds a layer and also the host operation after it: the two may not run in one go."""
+    b = Builder(("x", (1, 4, 6, 6)))
+    y = b.op("LRN", "x", size=3)
+    return b.model(b.op("Mul", b.conv(y, 4, 4, k=1), y))
+
+
+def concat_of_unlike():
+    b = Builder(("x", (3, 4, 3, 3)), ("z", (3, 5)))
+    y = b.op("Flatten", b.conv("x", 4, 8))
+    z = b.op("MatMul", "z", b.weight(5, 6))
+    return b.model(b.op("MatMul", b.op("Concat", y, z, axis=1), b.weight(14, 4)))
+
+
 HOST_SEGMENTS = {
     mlp: 0, transformer: 4, shuffle: 0, pool_beside_negatives: 0, pool_of_negatives: 1, views: 1, batch: 0,
-    host_between: 1, cancelling: 1,
+    host_between: 1, cancelling: 1, around_a_layer: 2, concat_of_unlike: 1,
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.frontend import Builder, check_structure, compile_both, run_network, run_onnx
+from tests.support.frontend import Builder, check_same_function, check_structure, compile_both, run_network, run_onnx
 
 ACTIVATIONS = ["Relu", "HardSwish", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "HardSigmoid", "Softplus"]
 
@@ -73,7 +73,8 @@ def test_random_networks(recipe):
     if not model.graph.output:
         return
     feeds = {"x": np.random.default_rng(seed).standard_normal((1, 4, 6, 6)).astype(np.float32)}
-    network, twin, _ = compile_both(model, [feeds], signed=signed)
+    network, twin, graph = compile_both(model, [feeds], signed=signed)
+    check_same_function(model, graph, feeds)
     check_structure(network)
     ours, _ = run_network(network, feeds)
     for name, a, b, real in zip(network.outputs, ours, run_onnx(twin, feeds), run_onnx(model, feeds), strict=True):

@@ -174,9 +174,17 @@ def compile_both(model, calibration, **options):
     return lower(graph), export_model(graph, qdq=True), graph
 
 
+def check_same_function(model, graph, feeds):
+    """Before rounding, the passes change nothing: the graph in floating point is the model it came from."""
+    for ours, theirs in zip(run_onnx(export_model(graph), feeds), run_onnx(model, feeds), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-5)
+
+
 def worst_lsb(model, feeds, calibration=None, **options):
     """Largest difference between Network and QDQ model, in units of each output's scale; and the Network."""
-    network, twin, _ = compile_both(model, [feeds] if calibration is None else calibration, **options)
+    network, twin, graph = compile_both(model, [feeds] if calibration is None else calibration, **options)
+    check_same_function(model, graph, feeds)
     outputs, _ = run_network(network, feeds)
     worst = 0.0
     for name, ours, theirs in zip(network.outputs, outputs, run_onnx(twin, feeds), strict=True):
