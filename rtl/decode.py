@@ -1,0 +1,69 @@
+"""Decoder: is an instruction word legal, and whose is it? Derived from the table of arch.isa."""
+
+from typing import Any
+
+from amaranth.hdl import Const, Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from gossamer.arch.isa import COMMON, FORMATS, UNIT_OF, WORD_BYTES, ErrorCode, LoadKind, Op, poster_mask, waiter_mask
+from gossamer.arch.spec import ArchSpec
+from gossamer.arch.stream import legal_encodings
+from gossamer.rtl.layouts import covered_mask, field_value
+
+__all__ = ["Decoder"]
+
+
+class Decoder(wiring.Component):
+    """Combinational. `error` is an ErrorCode (NONE for a legal word), `op` the opcode.
+
+    An opcode that is not in the table is ILLEGAL_OPCODE; a mask that names another unit's semaphore is
+    ILLEGAL_SEMAPHORE; a value below its field's smallest, a bit outside of every field, and a LOAD of a kind or an
+    encoding that this machine does not have are ILLEGAL_FIELD.
+    """
+
+    def __init__(self, spec: ArchSpec) -> None:
+        self._spec = spec
+        super().__init__({"word": In(8 * WORD_BYTES), "op": Out(COMMON[0].bits), "error": Out(4)})
+
+    def elaborate(self, platform: Any) -> Any:
+        m = Module()
+        wait, post = (field_value(self.word, f) for f in COMMON[1:])
+        m.d.comb += [self.op.eq(field_value(self.word, COMMON[0])), self.error.eq(ErrorCode.ILLEGAL_OPCODE)]
+        for op in Op:
+            wrong_field, wrong_mask = Signal(name=f"{op.name.lower()}_field"), Signal(name=f"{op.name.lower()}_mask")
+            unit = UNIT_OF[op]
+            faults = [(self.word & ~covered_mask(op)).any()]
+            for f in FORMATS[op]:
+                if f.low:
+                    faults.append(field_value(self.word, f) < f.low)
+            if op is Op.LOAD:
+                faults.append(self._bad_load())
+            fault = Const(0, 1)
+            for one in faults:
+                fault = fault | one
+            m.d.comb += [
+                wrong_field.eq(fault),
+                wrong_mask.eq(
+                    (wait & (0xFFF & ~waiter_mask(unit))).any() | (post & (0xFFF & ~poster_mask(unit))).any()
+                ),
+            ]
+            with m.If(self.op == op):
+                m.d.comb += self.error.eq(ErrorCode.NONE)
+                with m.If(wrong_mask):
+                    m.d.comb += self.error.eq(ErrorCode.ILLEGAL_SEMAPHORE)
+                with m.Elif(wrong_field):
+                    m.d.comb += self.error.eq(ErrorCode.ILLEGAL_FIELD)
+        return m
+
+    def _bad_load(self) -> Any:
+        fields = {f.name: f for f in FORMATS[Op.LOAD]}
+        kind = field_value(self.word, fields["kind"])
+        encoding = field_value(self.word, fields["encoding"])
+        absent = kind > max(LoadKind)
+        if not self._spec.tables:
+            absent = absent | (kind == LoadKind.TABLE)
+        known = Const(0, 1)
+        for e in legal_encodings(self._spec):
+            known = known | (encoding == e)
+        return absent | ~known | ((kind != LoadKind.WEIGHT) & (encoding != 0))

@@ -1,0 +1,176 @@
+"""The Verilated model: runs a Program's stages in the generated hardware and gives the same Run as the simulator."""
+
+import ctypes
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.arch import isa
+from gossamer.arch.errors import GossamerError, SimulationError
+from gossamer.arch.isa import ErrorCode
+from gossamer.arch.memory import Trace
+from gossamer.arch.program import Program
+from gossamer.arch.run import COUNTERS, EVENT_FIELDS, Run, StageRun
+from gossamer.arch.spec import ArchSpec
+from gossamer.rtl.build import library
+from gossamer.rtl.registers_map import REGISTERS
+
+__all__ = ["HardwareError", "Memory", "Model", "run_program"]
+
+ADDRESS = {r.name: r.address for r in REGISTERS}
+_CONTROL = ("control", "program_low", "program_high", "program_length", "interrupt_enable", "interrupt_status")
+
+
+class HardwareError(SimulationError):
+    """The hardware stopped with an error code. code, index : of the status registers."""
+
+    def __init__(self, code: ErrorCode, index: int) -> None:
+        super().__init__(f"the hardware stopped with {code.name} at instruction {index}")
+        self.code, self.index = code, index
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """How the memory behaves beyond the contract of the spec.
+
+    stall : of 256, how often an address, a beat or a response is held back.  seed : of that.
+    fetch_error, read_error, write_error : number of the beat, beat and burst that gets an error response; -1 for none.
+    """
+
+    stall: int = 0
+    seed: int = 1
+    fetch_error: int = -1
+    read_error: int = -1
+    write_error: int = -1
+
+
+class Model:
+    """A spec's hardware, ready to run stages one after the other. Registers and memories start from random bits.
+
+    seed : of those bits.  wave : a VCD file to write.  text : other Verilog than the spec's own.
+    """
+
+    def __init__(self, spec: ArchSpec, *, seed: int = 1, wave: Path | None = None, text: str | None = None) -> None:
+        self.spec = spec
+        self._c = ctypes.CDLL(str(library(spec, wave=wave is not None, text=text)))
+        self._c.gossamer_create.restype = ctypes.c_void_p
+        self._c.gossamer_create.argtypes = [ctypes.c_int64, ctypes.c_char_p]
+        self._c.gossamer_destroy.argtypes = [ctypes.c_void_p]
+        self._c.gossamer_register.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+        self._c.gossamer_register.restype = ctypes.c_uint32
+        pointer = ctypes.c_void_p
+        self._c.gossamer_run.argtypes = [
+            pointer, pointer, pointer, ctypes.c_uint64, pointer, ctypes.c_uint64, pointer, ctypes.c_int64, pointer,
+        ]  # fmt: skip
+        self._c.gossamer_bursts.argtypes = [pointer, ctypes.c_int, pointer]
+        self._c.gossamer_bursts.restype = ctypes.c_int64
+        self._c.gossamer_fetch_beats.argtypes = [pointer, pointer]
+        self._c.gossamer_fetch_beats.restype = ctypes.c_int64
+        self._handle = self._c.gossamer_create(seed, str(wave).encode() if wave else None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model and finish its waveform."""
+        if self._handle:
+            self._c.gossamer_destroy(self._handle)
+            self._handle = None
+
+    def register(self, name: str) -> int:
+        """A register's value."""
+        return int(self._c.gossamer_register(self._handle, ADDRESS[name]))
+
+    def run_words(
+        self, name: str, words: NDArray[np.uint8], dram: NDArray[np.uint8], memory: Memory, limit: int
+    ) -> StageRun:
+        """One stage from its machine words; `dram` is changed in place.
+
+        Raises HardwareError for an error code, and SimulationError when the hardware broke a rule of the bus or of
+        the event log, or ran longer than `limit` cycles.
+        """
+        spec, count = self.spec, len(words)
+        program = np.ascontiguousarray(words).reshape(-1)
+        config = np.array(
+            [
+                spec.read_latency, spec.beat_interval, spec.burst_gap, spec.write_latency, spec.axi_bytes,
+                spec.fetch_bytes, memory.stall, memory.seed, memory.fetch_error, memory.read_error,
+                memory.write_error, limit,
+            ],
+            dtype=np.int64,
+        )  # fmt: skip
+        events = np.full((count, len(EVENT_FIELDS)), -1, dtype=np.int64)
+        addresses = np.array([ADDRESS[n] for n in _CONTROL], dtype=np.uint32)
+        code = self._c.gossamer_run(
+            self._handle, config.ctypes.data, dram.ctypes.data, dram.size, program.ctypes.data, program.size,
+            events.ctypes.data, count, addresses.ctypes.data,
+        )  # fmt: skip
+        if code == 1:
+            raise SimulationError(f"the hardware did not finish within {limit} cycles")
+        error = ErrorCode(self.register("error"))
+        if error is not ErrorCode.NONE:
+            raise HardwareError(error, self.register("error_index"))
+        if code == 2:
+            raise SimulationError("the hardware broke a rule of the bus or of the event log")
+        cycles = self.register("cycles_low") | self.register("cycles_high") << 32
+        counters = {n: self.register(f"counter_{n}") for n in COUNTERS}
+        return StageRun(name=name, cycles=cycles, events=events, counters=counters)
+
+    def trace(self) -> Trace:
+        """When every burst of the last stage was accepted, moved and answered."""
+        ports = []
+        for port in range(3):
+            rows = np.zeros((self._c.gossamer_bursts(self._handle, port, None), 4), dtype=np.int64)
+            self._c.gossamer_bursts(self._handle, port, rows.ctypes.data)
+            ports.append(rows)
+        beats = np.zeros(self._c.gossamer_fetch_beats(self._handle, None), dtype=np.int64)
+        self._c.gossamer_fetch_beats(self._handle, beats.ctypes.data)
+        return Trace(fetch=ports[0][:, :3], fetch_beats=beats, read=ports[1][:, :3], write=ports[2])
+
+
+def run_program(
+    program: Program,
+    model: Model,
+    *,
+    image: NDArray[np.uint8] | None = None,
+    memory: Memory | None = None,
+    limit: int = 10_000_000,
+    traces: list[Trace] | None = None,
+    outputs: Mapping[str, NDArray[np.generic]] | None = None,
+) -> Run:
+    """All accelerator stages of a Program, one after the other, on one memory.
+
+    image : DRAM at the start, with the inputs in it; the Program's own if None.  traces : collects one for each stage.
+    Raises as Model.run_words does; GossamerError for a Program of another spec or with host stages.
+    """
+    if program.spec.to_dict() | {"name": ""} != model.spec.to_dict() | {"name": ""}:
+        raise GossamerError(f"the Program is for the spec {program.spec.name!r}, the model is of {model.spec.name!r}")
+    if len(program.accelerator_stages) != len(program.stages):
+        raise GossamerError("a Program with host stages does not run in hardware alone")
+    dram = program.memory() if image is None else image.copy()
+    words = isa.encode(program.instructions)
+    begun = time.perf_counter()
+    stages = []
+    for stage in program.accelerator_stages:
+        part = words[stage.first : stage.first + stage.count]
+        stages.append(model.run_words(stage.name, part, dram, memory or Memory(), limit))
+        if traces is not None:
+            traces.append(model.trace())
+    return Run(
+        program=program,
+        stages=tuple(stages),
+        outputs=dict(outputs or {}),
+        memory=dram,
+        statistics={"seconds_in_model": time.perf_counter() - begun},
+    )
