@@ -2,7 +2,7 @@
 
 Items stand in the order in which the array works through them, layer after layer. Instructions follow that order;
 LOADs run ahead of it as far as the buffers and the LOAD queue have room, also into the next layer, constants first.
-Semaphores come last (compiler/sync.py), so the schedule itself need not think of them.
+Semaphores come last (arch/sync.py), so the schedule itself need not think of them.
 """
 
 from collections.abc import Iterator

@@ -1,0 +1,136 @@
+"""From a quantised network to a Program that computes exactly what the kernels compute."""
+
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.networks import random_codes, random_conv, random_network, random_tensor, reference
+from support.specs import random_spec
+
+from gossamer.arch.errors import CapacityError, GossamerError
+from gossamer.arch.isa import Op
+from gossamer.arch.program import Program
+from gossamer.arch.spec import ArchSpec, preset_names
+from gossamer.compiler.backend import build_program
+from gossamer.compiler.layers import Network, Tensor
+from gossamer.sim.simulate import simulate
+
+
+def one_layer(conv, x: Tensor, y: Tensor, *others: Tensor) -> Network:
+    tensors = {t.name: t for t in (x, *others, y)}
+    return Network(
+        name="one", tensors=tensors, stages=(conv,), inputs=tuple(t.name for t in (x, *others)), outputs=(y.name,)
+    )
+
+
+def check_exact(network: Network, spec: ArchSpec, seed: int) -> Program:
+    """Every tensor in DRAM equals the reference, with garbage in every memory that nobody wrote."""
+    rng = np.random.default_rng(seed)
+    codes = {name: random_codes(rng, network.tensors[name]) for name in network.inputs}
+    expected = reference(network, codes)
+    program = build_program(network, spec)
+    run = simulate(program, codes, garbage=seed)
+    for name, place in program.tensors.items():
+        got = place.from_memory(run.memory[place.address : place.address + place.size])
+        np.testing.assert_array_equal(got, expected[name], err_msg=f"{name} on {spec.name}")
+    bound = sum(note.bound(spec) for note in program.layers)
+    assert run.cycles >= max(note.bound(spec) for note in program.layers)
+    assert bound > 0
+    return program
+
+
+@pytest.mark.parametrize("preset", preset_names())
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=6)
+def test_random_networks_on_presets(preset, seed):
+    check_exact(random_network(np.random.default_rng(seed)), ArchSpec.load(preset), seed)
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=40)
+def test_random_networks_on_random_specs(seed):
+    """Odd machines: one lane, one column, V = M, H < M, PPUs narrower than the columns, small buffers."""
+    rng = np.random.default_rng(seed)
+    spec = random_spec(rng)
+    network = random_network(rng, largest=20, side=7)
+    with suppress(CapacityError):  # some of these machines are too small for some of these layers
+        check_exact(network, spec, seed % 1000)
+
+
+def test_the_same_network_gives_the_same_bytes():
+    network = random_network(np.random.default_rng(5))
+    spec = ArchSpec.load("sat-2of8")
+    assert build_program(network, spec).to_bytes() == build_program(network, spec).to_bytes()
+
+
+def gemm(positions: int, inputs: int, outputs: int, keep: float | tuple[int, int]) -> Network:
+    rng = np.random.default_rng(0)
+    x = Tensor(name="x", shape=(1, inputs, 1, positions), scale=0.1, zero_point=3, signed=False)
+    density = keep if isinstance(keep, float) else 1.0
+    conv, y = random_conv(rng, "gemm", x, outputs, (1, 1), density=density)
+    weight = np.where(conv.weight == 0, 1, conv.weight) if density == 1.0 else conv.weight
+    if isinstance(keep, tuple):
+        n, m = keep
+        rank = rng.random((outputs, inputs // m, m)).argsort(axis=2).argsort(axis=2)
+        weight = weight * (rank < n).reshape(outputs, inputs, 1, 1)
+    conv = type(conv)(**{**conv.__dict__, "weight": weight.astype(np.int8)})
+    return one_layer(conv, x, y)
+
+
+@pytest.mark.parametrize(("n", "m"), [(4, 8), (2, 8), (1, 8), (2, 4), (1, 4)])
+def test_cycles_follow_n_of_m(n, m):
+    """M / N times fewer array cycles than dense, to group / macs at most: exactly, for steps are counted."""
+    spec = ArchSpec.load("sat-2of8")
+    dense = simulate(build_program(gemm(64, 128, 64, 1.0), spec), values=False).counters["slots"]
+    sparse = simulate(build_program(gemm(64, 128, 64, (n, m)), spec), values=False).counters["slots"]
+    assert dense / sparse == min(m / n, spec.group / spec.macs)
+
+
+def test_depthwise_keeps_every_pe_busy():
+    """With group >= columns and one MAC a PE, a depthwise convolution wastes no slot."""
+    spec = ArchSpec.load("s4-1of32")
+    rng = np.random.default_rng(1)
+    x = random_tensor(rng, "x", (1, 32, 16, 16))
+    conv, y = random_conv(rng, "dw", x, 32, (3, 3), pads=(1, 1, 1, 1), groups=32)
+    weight = np.where(conv.weight == 0, 1, conv.weight).astype(np.int8)
+    conv = type(conv)(**{**conv.__dict__, "weight": weight})
+    program = build_program(one_layer(conv, x, y), spec)
+    slots = simulate(program, values=False).counters["slots"]
+    assert program.layers[0].useful_macs == slots * spec.peak_macs
+
+
+def test_zero_padding_of_channels_costs_no_cycles():
+    """Three channels in a block of sixteen: only their own windows become steps."""
+    spec = ArchSpec.load("sat-2of8")
+    rng = np.random.default_rng(2)
+    x = random_tensor(rng, "x", (1, 3, 8, 8))
+    conv, y = random_conv(rng, "stem", x, 16, (3, 3), pads=(1, 1, 1, 1))
+    weight = np.where(conv.weight == 0, 1, conv.weight).astype(np.int8)
+    conv = type(conv)(**{**conv.__dict__, "weight": weight})
+    run = simulate(build_program(one_layer(conv, x, y), spec), values=False)
+    assert run.counters["slots"] == 9 * 2 * 64 // spec.lanes  # nine taps of ceil(3 / 2) steps
+
+
+def test_a_lost_wait_is_refused():
+    """The static checker bites: without its wait, a MATMUL would read what is still being loaded."""
+    program = build_program(gemm(64, 128, 64, 1.0), ArchSpec.load("sat-2of8"))
+    matrix = program.instructions.copy()
+    first = int(np.flatnonzero(matrix[:, 0] == Op.MATMUL)[0])
+    matrix[first, 1] = 0
+    broken = Program(**{**program.__dict__, "instructions": matrix})
+    with pytest.raises(GossamerError, match=rf"instruction {first}\b"):
+        simulate(broken, values=False)
+
+
+def test_a_layer_that_cannot_fit_says_so():
+    tiny = ArchSpec.load("tiny").evolve(name="too-small", activation_bytes=32, activation_partitions=1)
+    rng = np.random.default_rng(3)
+    x = random_tensor(rng, "x", (1, 8, 9, 9))
+    conv, y = random_conv(rng, "wide", x, 8, (9, 9))
+    with pytest.raises(CapacityError, match=r"^layer 'wide' does not fit spec 'too-small'.*activation_bytes = 32"):
+        build_program(one_layer(conv, x, y), tiny)
+    table, y = random_conv(rng, "curve", x, 8, (1, 1), table=True)
+    with pytest.raises(CapacityError, match=r"^layer 'curve' needs a table.*tables = 0"):
+        build_program(one_layer(table, x, y), ArchSpec.load("tiny").evolve(tables=0))
