@@ -157,13 +157,11 @@ class _Writer:
         elif pick < 12:
             self.store()
         elif pick == 12:
-            kind, size = (
-                (LoadKind.ACTIVATION, spec.activation_bytes)
-                if self.chance(0.6)
-                else (LoadKind.OUTPUT, spec.output_bytes)
-            )
-            at = self.number(0, size // beat - 1)
-            self.tile(kind, at, size // beat - at, whole=self.chance(0.5))
+            sizes = {LoadKind.ACTIVATION: spec.activation_bytes, LoadKind.OUTPUT: spec.output_bytes}
+            kind = LoadKind.ACTIVATION if self.chance(0.6) else LoadKind.OUTPUT
+            beats = sizes[kind] // beat
+            at = self.number(0, beats - 1)
+            self.tile(kind, at, beats - at, whole=self.chance(0.5))
         elif pick == 13:
             at = self.number(0, spec.weight_steps - 1)
             self.weights(at, spec.weight_steps - at)
