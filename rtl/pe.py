@@ -17,7 +17,7 @@ OPERAND = signed(9)
 """An activation code minus its zero point."""
 
 _NONE = -(1 << 16)
-"""Below every operand: what a value of zero contributes to a maximum."""
+"""Below every product: what a value of zero contributes to a maximum."""
 
 
 def operand_layout(spec: ArchSpec) -> Any:
@@ -77,7 +77,8 @@ class Pe(wiring.Component):
             chosen = delayed(m, picked, early, f"operand_{v}")
             value = delayed(m, mac.value, early, f"value_{v}")
             product = Signal(signed(17), name=f"product_{v}")
-            m.d.comb += product.eq(Mux(maximum, Mux(value == 0, Const(_NONE, signed(17)), chosen), chosen * value))
+            nothing = maximum & (value == 0)
+            m.d.comb += product.eq(Mux(nothing, Const(_NONE, signed(17)), chosen * value))
             products.append(delayed(m, product, spec.multiply_stages - early, f"product_{v}"))
 
         # The tree: four to one in every stage. Without select logic there is one product and no tree.
