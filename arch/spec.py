@@ -147,8 +147,8 @@ class ArchSpec:
                 ),
             ),
             (
-                self.parameter_channels >= c,
-                f"parameter_channels must be at least columns ({c}), not {self.parameter_channels}",
+                self.parameter_channels >= block,
+                f"parameter_channels must be at least a channel block ({block}), not {self.parameter_channels}",
             ),
             (
                 self.fetch_burst * self.fetch_beats <= 256,

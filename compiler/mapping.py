@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.arch.errors import CapacityError
+from gossamer.arch.spec import ArchSpec
 from gossamer.arch.timing import drain_latency, matmul_latency
 from gossamer.compiler.problem import Problem
 from gossamer.compiler.streams import UnitStreams
@@ -146,7 +147,7 @@ def _best_tile(
     hx = _extents(problem, tx, 1)
     blocks = max(len(u.input_blocks) for u in problem.units)
     in_chunk = -(-blocks // chunks)
-    bank = in_chunk * hy * hx * spec.block + (spec.group if spec.hop < spec.group else 0)
+    bank = in_chunk * hy * hx * spec.block + (spec.activation_row_bytes if spec.hop < spec.group else 0)
     room = spec.activation_bytes
     held = ty * tx * spec.block
     legal = (
@@ -174,7 +175,7 @@ def _best_tile(
                 lane_rows=lane_rows,
                 tile=(int(ty[i]), int(tx[i])),
                 chunks=chunks,
-                steps_at_once=_steps_at_once(problem, streams),
+                steps_at_once=_steps_at_once(spec),
                 order=order,
                 resident=resident,
                 cost=Cost(**{k: float(v[i]) for k, v in cost.items()}),
@@ -187,12 +188,10 @@ def _extents(problem: Problem, positions: NDArray[np.int64], axis: int) -> NDArr
     return (positions - 1) * problem.bank_stride[axis] + span
 
 
-def _steps_at_once(problem: Problem, streams: tuple[UnitStreams, ...]) -> int:
-    """Steps of one MATMUL: a whole column tile if two of them fit the weight buffer, else half the buffer."""
-    most = max(int(s.steps.max()) for s in streams)
-    spec = problem.spec
-    half = min(spec.weight_steps // 2, spec.offset_steps // 2, (1 << 16) - 1)
-    return most if most <= half else half
+def _steps_at_once(spec: ArchSpec) -> int:
+    """Most steps of one MATMUL: half the weight buffer and half the offset buffer, so that two can be on chip."""
+    beat = spec.axi_bytes // 2
+    return max(1, min(spec.weight_steps // 2, spec.offset_steps // 2 // beat * beat, (1 << 16) - 1))
 
 
 def _cost(
@@ -228,11 +227,11 @@ def _cost(
     compute = busy.sum() * per_lane
 
     unit_steps = max(int(s.steps.sum()) for s in streams)
-    resident = order == "map" and unit_steps <= spec.weight_steps - 1 and chunks == 1
+    resident = order == "map" and unit_steps <= spec.weight_steps and chunks == 1
     nx_pieces = -(-tx // spec.depth)
     sub_rows = np.maximum(1, spec.depth // (-(-tx // nx_pieces)))
     subs = nx_pieces * -(-ty // sub_rows)
-    split = steps.max() > min(spec.weight_steps // 2, spec.offset_steps // 2) or chunks > 1
+    split = bool(steps.max() > _steps_at_once(spec)) or chunks > 1
     again = subs if split else np.ones_like(subs)
     weight_reads = beats.sum() * (1 if resident or order == "columns" else macros) * again
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from gossamer.arch import isa
 from gossamer.arch.errors import CapacityError
-from gossamer.arch.isa import Encoding, LoadKind, MatmulMode, Op
+from gossamer.arch.isa import LoadKind, MatmulMode, Op
 from gossamer.arch.layout import Placement
 from gossamer.arch.numerics import RESIDUAL_SHIFT_MIN, SHIFT_MIN, quantise_multiplier, quantise_residual
 from gossamer.arch.spec import ArchSpec
-from gossamer.arch.stream import StepStream, encode_offsets, encode_steps, stream_beats
+from gossamer.arch.stream import StepStream, best_encoding, encode_offsets, encode_steps, stream_beats
 from gossamer.compiler.constants import ConstantPool
 from gossamer.compiler.layers import MaxPool
 from gossamer.compiler.mapping import Mapping, sub_tile
@@ -35,6 +35,10 @@ _LOAD_KIND = {
     "parameter": LoadKind.PARAMETER,
     "table": LoadKind.TABLE,
 }
+
+
+Key = tuple[object, ...]
+"""What a chunk is, for the items that share it."""
 
 
 @dataclass(eq=False)
@@ -86,11 +90,13 @@ class _Builder:
     problem: Problem
     mapping: Mapping
     pool: ConstantPool
-    kept: dict[object, Chunk] = field(default_factory=dict)
-    for_layer: dict[object, Chunk] = field(default_factory=dict)
+    kept: dict[Key, Chunk] = field(default_factory=dict)
+    for_layer: dict[Key, Chunk] = field(default_factory=dict)
     """Chunks that all units share."""
     pieces_of: dict[tuple[int, int], int] = field(default_factory=dict)
     """MATMULs of every (run of input blocks, column tile)."""
+    stays: str = ""
+    """Weights that stay on chip while macro tiles change: all of a "unit", those of an output "block", or none."""
     offsets_stay: bool = False
     """All lists of offsets of the unit stay on chip."""
 
@@ -111,29 +117,48 @@ class _Builder:
             self.kept = {}
 
     def _reserve(self, parts: list[UnitStreams], placed: list[list[list[StepStream]]]) -> None:
-        """What stays on chip through the whole unit gets one reservation, so that it cannot break up the buffer."""
+        """What several chunks keep on chip together gets one reservation, so that it cannot break up the buffer."""
         spec = self.spec
         self.pieces_of = {(c, t): len(tile) for c, part in enumerate(placed) for t, tile in enumerate(part)}
-        if self.mapping.resident:
-            total = sum(p.steps for part in placed for tile in part for p in tile)
-            whole, at = Chunk(ring="weight", size=total, align=1, loads=[]), 0
-            for c, part in enumerate(placed):
-                for t, tile in enumerate(part):
-                    for p, piece in enumerate(tile):
-                        chunk = self._weight_load(piece, parts[c].tiles[t].encoding)
-                        chunk.whole, chunk.within = whole, at
-                        self.kept["weight", (c, t, p)] = chunk
-                        at += piece.steps
+        self.stays = ""
+        per_block = self.problem.tiles_per_block
+        whole_tiles = max(self.pieces_of.values()) == 1 and len(parts) == 1
+        if self.mapping.resident and sum(p.steps for tile in placed[0] for p in tile) <= spec.weight_steps:
+            self.stays = "unit"
+            groups = [range(len(placed[0]))]
+        elif self.mapping.order == "columns" and whole_tiles:
+            groups = [range(a, a + per_block) for a in range(0, len(placed[0]), per_block)]
+            room = min(spec.weight_steps, spec.offset_steps - per_block * spec.axi_bytes // 2)
+            if all(sum(placed[0][t][0].steps for t in group) <= room for group in groups):
+                self.stays = "block"
+        if self.stays:
+            for group in groups:
+                self._keep_together(
+                    "weight",
+                    [
+                        (("weight", (0, t, p)), self._weight_load(piece))
+                        for t in group
+                        for p, piece in enumerate(placed[0][t])
+                    ],
+                )
         lists = {encode_offsets(p.offsets, spec).tobytes(): p for part in placed for tile in part for p in tile}
-        total = sum(len(data) // 2 for data in lists)
-        self.offsets_stay = total <= spec.offset_steps // 2
+        self.offsets_stay = sum(len(data) // 2 for data in lists) <= spec.offset_steps // 2
         if self.offsets_stay:
-            whole, at = Chunk(ring="offset", size=total, align=spec.axi_bytes // 2, loads=[]), 0
-            for data, piece in lists.items():
-                chunk = self._offset_load(piece)
-                chunk.whole, chunk.within = whole, at
-                self.kept["offset", data] = chunk
-                at += chunk.size
+            self._keep_together("offset", [(("offset", data), self._offset_load(p)) for data, p in lists.items()])
+        elif self.stays == "block":
+            for group in groups:
+                self._keep_together(
+                    "offset", [(("offset", (0, t, 0)), self._offset_load(placed[0][t][0])) for t in group]
+                )
+
+    def _keep_together(self, ring: str, chunks: list[tuple[Key, Chunk]]) -> None:
+        """Parts of one reservation, kept for the unit."""
+        whole = Chunk(ring=ring, size=sum(c.size for _, c in chunks), align=chunks[0][1].align, loads=[])
+        at = 0
+        for key, chunk in chunks:
+            chunk.whole, chunk.within = whole, at
+            self.kept[key] = chunk
+            at += chunk.size
 
     def _order(self, whole: UnitStreams) -> Iterator[tuple[_Macro, int]]:
         """Pairs of macro tile and column tile in loop order."""
@@ -164,12 +189,13 @@ class _Builder:
 
     def _pieces(self, part: UnitStreams) -> list[list[StepStream]]:
         """Every column tile, placed in the bank and cut into MATMULs."""
-        at_once = self.mapping.steps_at_once
-        phase = max(1, self.spec.group // self.spec.macs)
-        at_once = max(phase, at_once // phase * phase) if at_once < int(part.steps.max()) else at_once
+        phase = self.spec.group // self.spec.macs
         out = []
         for tile in part.tiles:
             stream = place(self.problem, tile, len(part.input_blocks), self._bank())
+            at_once = self.mapping.steps_at_once
+            if at_once < stream.steps and at_once >= phase:
+                at_once -= at_once % phase  # DENSE records count from the beginning of a load
             out.append(
                 [
                     StepStream(
@@ -211,7 +237,7 @@ class _Builder:
                 item = Item(
                     layer=self.index,
                     act=self._act_chunk(unit, parts[c].input_blocks, c, macro, (t, at) if len(parts) > 1 else None, t),
-                    weight=self._weight_chunk(piece, parts[c].tiles[t].encoding, (c, t, p), macro, at),
+                    weight=self._weight_chunk(piece, (c, t, p), macro, at),
                     offset=self._offset_chunk(piece, (c, t, p), macro, at),
                     matmul={
                         "mode": int(MatmulMode.MAXIMUM if isinstance(problem.layer, MaxPool) else MatmulMode.SUM),
@@ -245,7 +271,7 @@ class _Builder:
 
     # ---- chunks ----
 
-    def _keep(self, key: object, make: Chunk) -> Chunk:
+    def _keep(self, key: Key, make: Chunk) -> Chunk:
         return self.kept.setdefault(key, make)
 
     def _act_chunk(self, unit: Unit, blocks: tuple[int, ...], c: int, macro: _Macro, again: object, t: int) -> Chunk:
@@ -321,15 +347,12 @@ class _Builder:
         where = [problem.input_blocks[b] for b in blocks]
         return tuple((problem.inputs[s].name, macro.image, b, low, high) for s, b in where)
 
-    def _weight_chunk(
-        self, piece: StepStream, encoding: Encoding, which: tuple[int, int, int], macro: _Macro, at: int
-    ) -> Chunk:
-        if self.mapping.resident:
-            return self.kept["weight", which]
-        key = ("weight", which, self._use(which, macro, at))
-        return self.kept.get(key) or self._keep(key, self._weight_load(piece, encoding))
+    def _weight_chunk(self, piece: StepStream, which: tuple[int, int, int], macro: _Macro, at: int) -> Chunk:
+        key = ("weight", which) if self.stays else ("weight", which, self._use(which, macro, at))
+        return self.kept.get(key) or self._keep(key, self._weight_load(piece))
 
-    def _weight_load(self, piece: StepStream, encoding: Encoding) -> Chunk:
+    def _weight_load(self, piece: StepStream) -> Chunk:
+        encoding = best_encoding(piece, self.spec)
         load = {
             "encoding": int(encoding),
             "address": self.pool.add(encode_steps(piece, self.spec, encoding)),
@@ -342,7 +365,7 @@ class _Builder:
     def _offset_chunk(self, piece: StepStream, which: tuple[int, int, int], macro: _Macro, at: int) -> Chunk:
         if self.offsets_stay:
             return self.kept["offset", encode_offsets(piece.offsets, self.spec).tobytes()]
-        key = ("offset", which, self._use(which, macro, at))
+        key = ("offset", which) if self.stays == "block" else ("offset", which, self._use(which, macro, at))
         return self.kept.get(key) or self._keep(key, self._offset_load(piece))
 
     def _offset_load(self, piece: StepStream) -> Chunk:
@@ -357,9 +380,8 @@ class _Builder:
 
         Pieces of a column tile that takes several MATMULs leave the buffer before the next sub-tile needs them.
         """
-        if self.mapping.chunks > 1 or self.pieces_of[which[:2]] > 1:
-            return (macro.image, macro.y, macro.x, at)
-        return (macro.image, macro.y, macro.x) if self.mapping.order == "map" else ()
+        again = self.mapping.chunks > 1 or self.pieces_of[which[:2]] > 1
+        return (macro.image, macro.y, macro.x, at if again else 0)
 
     def _out_chunk(self, macro: _Macro, tile: TileStream) -> Chunk:
         """The output region of a macro tile and output block; a residual is loaded into it first."""
@@ -530,9 +552,8 @@ class Emitter:
         self.rows: list[list[int]] = []
         self.first_row: dict[int, int] = {}
         """Row of the first MATMUL of every layer."""
-        slack = spec.group if spec.hop < spec.group else 0
         self._rings = {
-            "activation": Ring(spec.activation_bytes - slack),
+            "activation": Ring(spec.activation_bytes),
             "output": Ring(spec.output_bytes),
             "weight": Ring(spec.weight_steps),
             "offset": Ring(spec.offset_steps),
