@@ -176,14 +176,14 @@ class _Lowering:
             codes, bias = integer_weights(op, step, op.weight_scale)
             scale = step * op.weight_scale.astype(np.float64)
             if isinstance(op, Affine):
-                return codes.reshape(-1, 1, 1, 1), bias, scale, "depthwise"
+                return codes.reshape(-1, 1, 1, 1), bias, scale, f"depthwise {channels}"
             return np.ascontiguousarray(array_weight(self.graph, op, codes)), bias, scale, op.pattern or "dense"
         value, kernel, unit = COPY_WEIGHT, (1, 1), step / COPY_WEIGHT
         if isinstance(op, AveragePool | GlobalAveragePool):
             kernel = _two(op.kernel) if isinstance(op, AveragePool) else self._layout(op.inputs[0]).shape[2:]
             value, unit = 1, step / prod(kernel)
         weight = np.full((channels, 1, *kernel), value, dtype=np.int8)
-        return weight, np.zeros(channels, np.int32), np.full(channels, unit), "depthwise"
+        return weight, np.zeros(channels, np.int32), np.full(channels, unit), f"depthwise {channels}"
 
     def _conv(
         self,

@@ -1,6 +1,7 @@
 """Small ONNX models for the front end's tests, a plain interpreter of a Network, and a comparison with onnxruntime."""
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
@@ -261,3 +262,31 @@ def with_random_weights(model, seed=0):
     del model.graph.node[:]
     model.graph.node.extend(kept)
     return model
+
+
+def check_layers(network: Network, twin, feeds):
+    """Each layer, given the QDQ model's own input codes, is within one step of the QDQ model's output codes.
+
+    Ties that float32 rounds the other way then cannot pile up from layer to layer. Behind a table one step of the
+    value before it may be several steps of the output.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(twin)
+    written = {output for node in model.graph.node for output in node.output}
+    names = {t: next((n for n in (f"{t}/codes", f"{t}/dq/codes") if n in written), None) for t in network.tensors}
+    shown = {t: n for t, n in names.items() if n is not None}
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in shown.values())
+    values = dict(zip(shown, run_onnx(model, feeds), strict=True)) if shown else {}
+    codes = {t: to_array(network.tensors[t], v.astype(np.int64)) for t, v in values.items()}
+    for layer in network.layers:
+        run = run_conv if isinstance(layer, Conv) else run_pool
+        ours = run(layer, network, codes)
+        theirs = codes.setdefault(layer.output, ours)
+        table = getattr(layer, "table", None)
+        allowed = 1
+        if table is not None:
+            signed = network.tensors[layer.output].signed
+            entries = (table.view(np.int8) if signed else table)[np.arange(layer.lo, layer.hi + 1) & 0xFF]
+            allowed += int(np.abs(np.diff(entries.astype(int))).max())
+        assert np.abs(ours - theirs).max() <= allowed, layer.name
