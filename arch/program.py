@@ -237,6 +237,10 @@ def _from_header(header: dict[str, Any], body: bytes) -> Program:
         else:
             stages.append(_record(AcceleratorStage, entry))
     placements = [_record(Placement, entry) for entry in header["tensors"]]
+    if len({p.name for p in placements}) < len(placements):
+        raise ProgramError("two tensors have the same name")
+    for f in fields(ArchSpec):  # a default of today may differ from that of the day the file was written
+        header["spec"][f.name]
     types = {}
     for name, (dtype, shape) in header["host_types"].items():
         numbers = tuple(_integer(n, f"shape of {name!r}", -1, DRAM_MAX) for n in _list(shape, f"shape of {name!r}"))
@@ -327,7 +331,9 @@ def _validate(program: Program) -> None:
     for fill in program.fills:
         _inside("a fill", fill.address, fill.size, limit)
         _integer(fill.value, "value of a fill", 0, 255)
-    for tensor in program.tensors.values():
+    for name, tensor in program.tensors.items():
+        if name != tensor.name:
+            raise ProgramError(f"tensor {tensor.name!r} stands in the symbol table as {name!r}")
         _check_tensor(tensor, limit)
     count = len(program.instructions)
     for stage in program.stages:
@@ -337,6 +343,9 @@ def _validate(program: Program) -> None:
             rows = program.instructions[stage.first : stage.first + stage.count, 0]
             if rows[-1] != isa.Op.END or np.any(rows[:-1] == isa.Op.END):
                 raise ProgramError(f"stage {stage.name!r} must end with its only END")
+    for note in program.layers:
+        _integer(note.first, f"first of layer {note.name!r}", 0, count)
+        _integer(note.count, f"count of layer {note.name!r}", 0, count - note.first)
 
 
 def _check_tensor(tensor: Placement, limit: int) -> None:
