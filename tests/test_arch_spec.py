@@ -53,7 +53,7 @@ def legal_specs(draw: st.DrawFn) -> ArchSpec:
         output_partitions=out_parts,
         weight_steps=draw(st.integers(2, 2**16)),
         offset_steps=multiple(max(1, axi // 2), 2, 2**16),
-        parameter_channels=multiple(max(axi, 8 * ppu) // 8 or 1, max(4, columns), 2**16),
+        parameter_channels=multiple(max(axi, 8 * ppu) // 8 or 1, max(4, columns, wide), 2**16),
         tables=draw(st.integers(0, 4)),
         ppu=ppu,
         axi_bytes=axi,
@@ -199,7 +199,7 @@ RELATIONS: list[tuple[dict[str, int], str]] = [
     ({"offset_steps": 2044}, "offset_steps must be a multiple of 8 (entries of 2 bytes a beat), not 2044"),
     ({"parameter_channels": 511}, "parameter_channels must be a multiple of 2, not 511"),
     ({"ppu": 4, "parameter_channels": 510}, "parameter_channels must be a multiple of 4, not 510"),
-    ({"parameter_channels": 12}, "parameter_channels must be at least columns (16), not 12"),
+    ({"parameter_channels": 12}, "parameter_channels must be at least a channel block (16), not 12"),
     (
         {"axi_bytes": 4, "fetch_burst": 64},
         "fetch_burst must be at most 32 (256 beats a burst), not 64",
