@@ -13,7 +13,7 @@ significand) and round half to even, as IEEE 754 and ONNX's QuantizeLinear round
 The sum is rounded once, in 64-bit arithmetic. kernels/, sim/ and rtl/ all follow this page.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +29,7 @@ __all__ = [
     "SHIFT_MIN",
     "Requant",
     "code_range",
+    "make_requant",
     "quantise_multiplier",
     "quantise_residual",
     "requantise",
@@ -135,17 +136,50 @@ def quantise_multiplier(scale: ArrayLike, shift_min: int = SHIFT_MIN) -> tuple[N
     return multiplier, shift
 
 
-def quantise_residual(ratio: float) -> tuple[int, int]:
-    """Write residual_scale / output_scale as multiplier / 2**shift, a 16-bit multiplier and a shift in 9..31.
+def quantise_residual(ratio: float, shift_max: int = RESIDUAL_SHIFT_MAX) -> tuple[int, int]:
+    """Write residual_scale / output_scale as multiplier / 2**shift, a 16-bit multiplier and a shift in 9..shift_max.
 
     Raises ValueError when the ratio is not finite, negative, or 127 and more.
     """
     if not np.isfinite(ratio) or not 0 <= ratio < 127:
         raise ValueError(f"residual ratio must be in [0, 127), not {ratio!r}")
     _, exponent = np.frexp(ratio)
-    shift = int(np.clip(RESIDUAL_MULTIPLIER_BITS - int(exponent), RESIDUAL_SHIFT_MIN, RESIDUAL_SHIFT_MAX))
+    shift = int(
+        np.clip(RESIDUAL_MULTIPLIER_BITS - int(exponent), RESIDUAL_SHIFT_MIN, min(shift_max, RESIDUAL_SHIFT_MAX))
+    )
     multiplier = round(ratio * 2.0**shift)
     if multiplier >= 1 << RESIDUAL_MULTIPLIER_BITS:
         shift -= 1
         multiplier = round(ratio * 2.0**shift)
     return multiplier, shift
+
+
+def make_requant(
+    scale: ArrayLike,
+    *,
+    zero_point: int,
+    lo: int,
+    hi: int,
+    residual_ratio: float | None = None,
+    residual_zero_point: int = 0,
+) -> Requant:
+    """Integer parameters for real scales.
+
+    scale : float64 [channels], accumulator scale / output scale.  residual_ratio : residual scale / output scale.
+    The residual's shift never exceeds a channel's shift. Raises ValueError for scales that cannot be held, with a
+    residual also for a scale of 2**15 and more.
+    """
+    multiplier, shift = quantise_multiplier(scale)
+    q = Requant(multiplier=multiplier, shift=shift, zero_point=zero_point, lo=lo, hi=hi)
+    if residual_ratio is None:
+        return q
+    least = int(shift.min(initial=SHIFT_MAX))
+    if least < RESIDUAL_SHIFT_MIN:
+        raise ValueError(f"scale must be below 2**15 where a residual is added, not {np.max(scale):g}")
+    residual_multiplier, residual_shift = quantise_residual(residual_ratio, least)
+    return replace(
+        q,
+        residual_multiplier=residual_multiplier,
+        residual_shift=residual_shift,
+        residual_zero_point=residual_zero_point,
+    )

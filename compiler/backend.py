@@ -16,10 +16,11 @@ from gossamer.arch.program import AcceleratorStage, Fill, HostStage, LayerNote, 
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.sync import synchronise
 from gossamer.compiler.constants import ConstantPool
+from gossamer.compiler.emit import Emitter
 from gossamer.compiler.layers import Conv, HostSegment, MaxPool, Network
 from gossamer.compiler.mapping import Mapping, bound, search
 from gossamer.compiler.problem import Problem, make_problem
-from gossamer.compiler.schedule import Emitter, Item, layer_items
+from gossamer.compiler.schedule import Item, layer_items
 from gossamer.compiler.streams import UnitStreams, pack_unit
 
 __all__ = ["MappedLayer", "build_program", "map_layer", "place_tensors"]

@@ -265,7 +265,13 @@ def _cost(
     last = ty * tx * spec.block_beats * lane_rows * width * spec.beat_interval
     finish = np.minimum(ty * tx, spec.depth) * spec.column_groups + drain_latency(spec) + last + spec.write_latency
     small = per_lane / np.maximum(1, ty * tx) * subs * steps.size * 2.0  # prefer fewer instructions
-    cycles = np.maximum(np.maximum(compute, read), write) + single + start + finish + small
+    # Weights that stay are loaded while the first macro tile is computed, and only then.
+    share = 1 / macros if resident else np.zeros_like(read)
+    held_back = weight_reads * spec.beat_interval if resident else np.zeros_like(read)
+    first = np.maximum(compute * share, held_back + (read - held_back) * share) * (share > 0)
+    rest = np.maximum(np.maximum(compute, read - held_back), write) * (1 - share)
+    streamed = np.maximum(np.maximum(compute, read), write)
+    cycles = np.maximum(streamed, first + rest) + single + start + finish + small
     return {
         "cycles": cycles,
         "array": array,

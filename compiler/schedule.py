@@ -1,8 +1,7 @@
-"""The schedule: a list of items (one MATMUL each), the chunks they need on chip, and the order of instructions.
+"""The schedule's items: what the array works through, one MATMUL each, and the chunks that each needs on chip.
 
-Items stand in the order in which the array works through them, layer after layer. Instructions follow that order;
-LOADs run ahead of it as far as the buffers and the LOAD queue have room, also into the next layer, constants first.
-Semaphores come last (arch/sync.py), so the schedule itself need not think of them.
+A layer's items stand in the loop order of its mapping. What several of them share is one chunk; how long it stays
+follows from its last use (compiler/emit.py).
 """
 
 from collections.abc import Iterator
@@ -11,31 +10,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from gossamer.arch import isa
-from gossamer.arch.errors import CapacityError
-from gossamer.arch.isa import LoadKind, MatmulMode, Op
+from gossamer.arch.errors import CapacityError, ModelError
+from gossamer.arch.isa import MatmulMode
 from gossamer.arch.layout import Placement
-from gossamer.arch.numerics import RESIDUAL_SHIFT_MIN, SHIFT_MIN, quantise_multiplier, quantise_residual
+from gossamer.arch.numerics import SHIFT_MIN, make_requant
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.stream import StepStream, best_encoding, encode_offsets, encode_steps, stream_beats
 from gossamer.compiler.constants import ConstantPool
 from gossamer.compiler.layers import MaxPool
 from gossamer.compiler.mapping import Mapping, sub_tile
 from gossamer.compiler.problem import Problem, Unit
-from gossamer.compiler.rings import Chunk, Region, Ring
+from gossamer.compiler.rings import Chunk, Region
 from gossamer.compiler.streams import TileStream, UnitStreams, pack_unit, place
 
-__all__ = ["Emitter", "Item", "layer_items"]
-
-_LOAD_KIND = {
-    "activation": LoadKind.ACTIVATION,
-    "output": LoadKind.OUTPUT,
-    "weight": LoadKind.WEIGHT,
-    "offset": LoadKind.OFFSET,
-    "parameter": LoadKind.PARAMETER,
-    "table": LoadKind.TABLE,
-}
-
+__all__ = ["Item", "layer_items"]
 
 Key = tuple[object, ...]
 """What a chunk is, for the items that share it."""
@@ -63,11 +51,6 @@ class Item:
         for chunk in (self.parameter, self.table, self.offset, self.weight, self.act, self.out):
             if chunk is not None:
                 yield chunk
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# A layer as items
-# ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -443,33 +426,38 @@ class _Builder:
     def _epilogue(self) -> tuple[dict[str, int], NDArray[np.uint8], Chunk | None]:
         """DRAIN fields of the layer, parameters uint8 [output blocks, 8 * block], and the table."""
         layer, spec = self.problem.layer, self.spec
-        drain = {"column_groups": spec.column_groups, "lo": layer.lo, "hi": layer.hi}
-        table, shift_min = None, SHIFT_MIN
-        channels = self.problem.output.shape[1]
-        if isinstance(layer, MaxPool):
-            drain["zero_point"] = self.problem.inputs[0].zero_point
+        channels, residual = self.problem.output.shape[1], self.problem.residual
+        if isinstance(layer, MaxPool):  # codes pass unchanged
             scale, bias = np.ones(channels), np.zeros(channels, dtype=np.int64)
+            zero_point, ratio, table = self.problem.inputs[0].zero_point, None, None
         else:
-            drain["zero_point"] = layer.zero_point
-            scale, bias = layer.scale, layer.bias.astype(np.int64)
-            if self.problem.residual is not None:
-                multiplier, shift_min = quantise_residual(layer.residual_ratio)
-                drain |= {
-                    "residual": 1,
-                    "residual_signed": int(self.problem.residual.signed),
-                    "residual_zero": self.problem.residual.zero_byte,
-                    "residual_multiplier": multiplier,
-                    "residual_shift": max(shift_min, RESIDUAL_SHIFT_MIN),
-                }
-            if layer.table is not None:
-                table = self._table_chunk(layer.table)
-                drain["table_enable"] = 1
+            scale, bias, zero_point = layer.scale, layer.bias.astype(np.int64), layer.zero_point
+            ratio = layer.residual_ratio if residual else None
+            table = self._table_chunk(layer.table) if layer.table is not None else None
+        try:
+            q = make_requant(scale, zero_point=zero_point, lo=layer.lo, hi=layer.hi, residual_ratio=ratio)
+        except ValueError as error:
+            raise ModelError(f"layer {layer.name!r}: {error}") from error
+        drain = {
+            "column_groups": spec.column_groups,
+            "zero_point": zero_point,
+            "lo": layer.lo,
+            "hi": layer.hi,
+            "table_enable": int(table is not None),
+        }
+        if residual is not None:
+            drain |= {
+                "residual": 1,
+                "residual_signed": int(residual.signed),
+                "residual_zero": residual.zero_byte,
+                "residual_multiplier": q.residual_multiplier,
+                "residual_shift": q.residual_shift,
+            }
         padded = self.problem.output.blocks * spec.block
         multiplier_of = np.zeros(padded, dtype=np.int64)
-        shift_of = np.full(padded, max(shift_min, SHIFT_MIN), dtype=np.int64)
+        shift_of = np.full(padded, max(q.residual_shift, SHIFT_MIN), dtype=np.int64)
         bias_of = np.zeros(padded, dtype=np.int64)
-        multiplier_of[:channels], shift_of[:channels] = quantise_multiplier(scale, max(shift_min, SHIFT_MIN))
-        bias_of[:channels] = bias
+        multiplier_of[:channels], shift_of[:channels], bias_of[:channels] = q.multiplier, q.shift, bias
         words = np.stack([bias_of & 0xFFFFFFFF, multiplier_of | shift_of << 24], axis=1).astype("<u4")
         return drain, words.view(np.uint8).reshape(-1, spec.block * 8), table
 
@@ -523,147 +511,3 @@ def layer_items(
 ) -> list[Item]:
     """The items of one layer, in order; `index` marks them."""
     return list(_Builder(index=index, problem=problem, mapping=mapping, pool=pool).items(streams))
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Items as instructions
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def _find_producers(items: list[Item]) -> None:
-    """Fill in which item has to be stored before a chunk can be loaded."""
-    stores: dict[tuple[str, int, int], list[tuple[int, int, int]]] = {}
-    for k, item in enumerate(items):
-        if item.writes is not None:
-            tensor, image, block, low, high = item.writes
-            stores.setdefault((tensor, image, block), []).append((low, high, k))
-    for chunk in {id(c): c for item in items for c in item.chunks()}.values():
-        for tensor, image, block, low, high in chunk.reads:
-            for begin, end, k in stores.get((tensor, image, block), ()):
-                if begin < high and end > low:
-                    chunk.after = max(chunk.after, k)
-
-
-class Emitter:
-    """Turns items into instructions in matrix form, without semaphores."""
-
-    def __init__(self, spec: ArchSpec) -> None:
-        self.spec = spec
-        self.rows: list[list[int]] = []
-        self.first_row: dict[int, int] = {}
-        """Row of the first MATMUL of every layer."""
-        self._rings = {
-            "activation": Ring(spec.activation_bytes),
-            "output": Ring(spec.output_bytes),
-            "weight": Ring(spec.weight_steps),
-            "offset": Ring(spec.offset_steps),
-            "parameter": Ring(spec.parameter_channels * 8),
-            "table": Ring(spec.tables),
-        }
-        self._ahead: dict[int, int] = {}
-        self._bank = 0
-
-    def run(self, items: list[Item]) -> None:
-        """Emit all items of a stage and its END."""
-        for k, item in enumerate(items):
-            for chunk in item.chunks():
-                chunk.last_use = k
-                if chunk.whole is not None:
-                    chunk.whole.last_use = k
-        _find_producers(items)
-        fresh = 1  # first item whose chunks may not all be placed
-        for k, item in enumerate(items):
-            for chunk in item.chunks():
-                if not chunk.placed and not self._load(chunk, k):
-                    raise CapacityError(
-                        f"a tile needs {chunk.size} units of the {chunk.ring} buffer, which has "
-                        f"{self._rings[chunk.ring].capacity} and no room left"
-                    )
-            self._ahead.pop(k, None)
-            fresh = max(fresh, k + 1)
-            fresh = self._prefetch(items, fresh, k)
-            self._compute(item)
-            for ring in self._rings.values():
-                ring.release(k)
-        self._put(Op.END, {})
-
-    def _prefetch(self, items: list[Item], m: int, k: int) -> int:
-        """Before item k: load ahead for items from m on while there is room and their inputs have been stored.
-
-        Returns the first item that is not complete.
-        """
-        limit = self.spec.queue_depth
-        while m < len(items) and sum(self._ahead.values()) < limit:
-            if items[m].layer != items[m - 1].layer:
-                self._prefetch_constants(items, m, limit // 2)
-            for chunk in items[m].chunks():
-                if chunk.placed:
-                    continue
-                if chunk.after >= k or sum(self._ahead.values()) >= limit or not self._load(chunk, m):
-                    return m
-            m += 1
-        return m
-
-    def _prefetch_constants(self, items: list[Item], m: int, limit: int) -> None:
-        """A new layer: its activations may not exist yet, but its first weights do."""
-        layer = items[m].layer
-        full: set[str] = set()
-        while m < len(items) and items[m].layer == layer and sum(self._ahead.values()) < limit:
-            for chunk in items[m].chunks():
-                if not chunk.reads and not chunk.placed and chunk.ring not in full and not self._load(chunk, m):
-                    full.add(chunk.ring)
-            if full:
-                return
-            m += 1
-
-    def _load(self, chunk: Chunk, item: int) -> bool:
-        """Place a chunk and emit its LOADs; False when there is no room yet."""
-        if not self._rings[chunk.ring].place(chunk):
-            return False
-        kind = int(_LOAD_KIND[chunk.ring])
-        for load in chunk.loads:
-            dest = load.get("dest", 0) + chunk.base // chunk.per_unit
-            self._put(Op.LOAD, {**load, "kind": kind, "dest": dest})
-            self._ahead[item] = self._ahead.get(item, 0) + 1
-        return True
-
-    def _compute(self, item: Item) -> None:
-        spec = self.spec
-        self.first_row.setdefault(item.layer, len(self.rows))
-        self._put(
-            Op.MATMUL,
-            {
-                **item.matmul,
-                "act_base": item.matmul["act_base"] + item.act.base // spec.group,
-                "weight_base": item.weight.base,
-                "offset_base": item.offset.base,
-                "bank": self._bank,
-            },
-        )
-        if item.drain is None:
-            return
-        assert item.out is not None
-        assert item.parameter is not None
-        drain = dict(item.drain)
-        drain["bank"] = self._bank
-        drain["param_base"] += item.parameter.base // (8 * spec.ppu)
-        drain["dest"] += item.out.base // spec.ppu
-        if drain.get("residual"):
-            drain["residual_base"] = drain["dest"]
-        if item.table is not None:
-            drain["table"] = item.table.base
-        self._put(Op.DRAIN, drain)
-        self._bank ^= 1
-        if item.store is not None:
-            self._put(Op.STORE, {**item.store, "source": item.out.base // spec.axi_bytes})
-
-    def _put(self, op: Op, values: dict[str, int]) -> None:
-        row = [0] * isa.MATRIX_COLUMNS
-        row[0] = int(op)
-        columns = _COLUMNS[op]
-        for name, value in values.items():
-            row[columns[name]] = int(value)
-        self.rows.append(row)
-
-
-_COLUMNS = {op: {f.name: isa.column(op, f.name) for f in isa.FORMATS[op]} for op in Op}

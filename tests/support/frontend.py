@@ -5,7 +5,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from gossamer.arch.numerics import Requant, code_range, quantise_multiplier, quantise_residual, requantise
+from gossamer.arch.numerics import code_range, make_requant, requantise
 from gossamer.compiler.export import export_model
 from gossamer.compiler.importer import import_model
 from gossamer.compiler.layers import Conv, HostSegment, MaxPool, Network, Tensor
@@ -98,20 +98,14 @@ def run_conv(layer: Conv, network: Network, codes):
     acc = np.einsum("ngchwij,gocij->nhwgo", view, weight, optimize=True)
     acc = acc.reshape(*acc.shape[:3], out_channels)
     assert abs(acc + layer.bias).max(initial=0) < 2**31
-    residual, extra = None, {}
-    shift_min = 1
-    if layer.residual is not None:
-        r_multiplier, r_shift = quantise_residual(layer.residual_ratio)
-        residual = codes[layer.residual].transpose(0, 2, 3, 1)
-        extra = {
-            "residual_multiplier": r_multiplier,
-            "residual_shift": r_shift,
-            "residual_zero_point": network.tensors[layer.residual].zero_point,
-        }
-        shift_min = r_shift
-    multiplier, shift = quantise_multiplier(layer.scale, shift_min)
-    requant = Requant(
-        multiplier=multiplier, shift=shift, zero_point=layer.zero_point, lo=layer.lo, hi=layer.hi, **extra
+    residual = codes[layer.residual].transpose(0, 2, 3, 1) if layer.residual else None
+    requant = make_requant(
+        layer.scale,
+        zero_point=layer.zero_point,
+        lo=layer.lo,
+        hi=layer.hi,
+        residual_ratio=layer.residual_ratio if layer.residual else None,
+        residual_zero_point=network.tensors[layer.residual].zero_point if layer.residual else 0,
     )
     table = None
     if layer.table is not None:

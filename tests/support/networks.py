@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from gossamer.arch.numerics import Requant, quantise_multiplier, quantise_residual
+from gossamer.arch.numerics import make_requant
 from gossamer.compiler.layers import Conv, MaxPool, Network, Tensor
 from gossamer.kernels import conv2d, max_pool2d, requantise
 
@@ -30,18 +30,18 @@ def reference(network: Network, inputs: Mapping[str, NDArray[np.integer]]) -> di
             dilation=layer.dilation,
             groups=layer.groups,
         )
-        residual, more, least = None, {}, 1
+        residual, zero = None, 0
         if layer.residual:
             r = network.tensors[layer.residual]
-            residual = codes[layer.residual].astype(np.int8 if r.signed else np.uint8)
-            multiplier, least = quantise_residual(layer.residual_ratio)
-            more = {
-                "residual_multiplier": multiplier,
-                "residual_shift": least,
-                "residual_zero_point": r.zero_point,
-            }
-        multiplier, shift = quantise_multiplier(layer.scale, least)
-        q = Requant(multiplier=multiplier, shift=shift, zero_point=layer.zero_point, lo=layer.lo, hi=layer.hi, **more)
+            residual, zero = codes[layer.residual].astype(np.int8 if r.signed else np.uint8), r.zero_point
+        q = make_requant(
+            layer.scale,
+            zero_point=layer.zero_point,
+            lo=layer.lo,
+            hi=layer.hi,
+            residual_ratio=layer.residual_ratio if layer.residual else None,
+            residual_zero_point=zero,
+        )
         table = layer.table
         if table is not None and layer_output_signed(network, layer):
             table = table.view(np.int8)
