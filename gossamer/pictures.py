@@ -26,8 +26,8 @@ __all__ = ["check_path", "layers", "overview", "timeline"]
 
 Cycles = NDArray[np.int64]
 
-_FETCHED, _START, _FIRST, _LAST, _FREE, _END = (
-    EVENT_FIELDS.index(name) for name in ("fetched", "start", "first_beat", "last_beat", "free", "end")
+_START, _FIRST, _LAST, _FREE, _END = (
+    EVENT_FIELDS.index(name) for name in ("start", "first_beat", "last_beat", "free", "end")
 )
 
 _MOST_BARS = 1500
@@ -91,9 +91,9 @@ def timeline(run: Run, path: str | Path, *, stage: str | None = None) -> None:
 def layers(run: Run, path: str | Path) -> None:
     """Draw each layer's cycles against its lower bound, and what the array did with them.
 
-    A layer's cycles last from the array's last cycle for the layer before to its last one for this layer; what comes
-    after the last layer belongs to it. Raises GossamerError when matplotlib is missing, the suffix is unknown or the
-    Program tells nothing of its layers.
+    A layer's cycles are those it added: from the end of the last result of the layers before it to the end of its own.
+    They can be less than its bound, when its LOADs were brought ahead. Raises GossamerError when matplotlib is missing,
+    the suffix is unknown or the Program tells nothing of its layers.
     """
     check_path(path)
     spans = _spans(run)
@@ -155,7 +155,10 @@ class _Bars:
 
 @dataclass(frozen=True, kw_only=True)
 class _Span:
-    """A layer's share of the time line, counted through all stages, and what the array did in it."""
+    """Cycles that a layer added, counted through all stages.
+
+    array : the array works;  bus : it does not, and data moves on a bus.
+    """
 
     note: int
     begin: int
@@ -177,25 +180,15 @@ def _stages(run: Run) -> Iterator[tuple[StageRun, int, int]]:
         at += stage.cycles
 
 
-def _stalls(matrix: Cycles, events: Cycles, unit: Unit) -> _Bars:
+def _stalls(waits: Cycles, events: Cycles, unit: Unit) -> _Bars:
     """Cycles in which a unit is free and its next instruction does not start, labelled by the unit it waits for.
 
-    As in the counters: not fetched, or else the semaphore with the lowest index that is missing.
+    waits : from gossamer.sim.layers.stalls.
     """
     rows = np.flatnonzero(events[:, 0] == unit)
-    free = events[rows, _FREE]
-    at = np.concatenate([np.zeros(min(1, rows.size), dtype=np.int64), free[:-1]])
-    upto = np.maximum(at, events[rows, _FETCHED])
-    parts = [_Bars.make(at, upto, np.full(rows.size, int(Unit.FETCH)))]
-    for s in SEMAPHORES:
-        if s.waiter is not unit:
-            continue
-        waits = np.flatnonzero(matrix[rows, 1] >> s.index & 1)
-        posts = np.flatnonzero(matrix[:, 2] >> s.index & 1)[: waits.size]
-        at = upto.copy()
-        upto[waits] = np.maximum(upto[waits], events[posts, _END])
-        parts.append(_Bars.make(at, upto, np.full(rows.size, int(s.poster))))
-    return _Bars.join(parts)
+    upto = events[rows, _START, None] - waits[rows].sum(axis=1, keepdims=True) + np.cumsum(waits[rows], axis=1)
+    posters = np.array([Unit.FETCH, *(s.poster for s in SEMAPHORES)], dtype=np.int64)
+    return _Bars.make((upto - waits[rows]).reshape(-1), upto.reshape(-1), np.tile(posters, rows.size))
 
 
 def _work(events: Cycles, unit: Unit, layer: Cycles, *, bus: bool) -> _Bars:
@@ -238,30 +231,23 @@ def _union(parts: list[_Bars]) -> _Bars:
 
 
 def _spans(run: Run) -> list[_Span]:
-    """Layers with a MATMUL, in order of time."""
+    """The layers that do more than LOAD, in program order, each with the cycles that it added.
+
+    LOADs do not make a layer longer: those that stand among its instructions may have been brought ahead for the next.
+    """
     spans: list[_Span] = []
     for stage, at, first in _stages(run):
         events = stage.events
         layer = _layer_of(run, first, len(events))
+        ends = np.where(np.isin(events[:, 0], (Unit.FETCH, Unit.LOAD)), 0, events[:, _END])
+        found = [(k, int(ends[layer == k].max())) for k in np.unique(layer[(layer >= 0) & (ends > 0)]).tolist()]
+        edges = np.maximum.accumulate(np.array([0, *(end for _, end in found)], dtype=np.int64))
         array = _work(events, Unit.MATMUL, layer, bus=False)
-        any_bus = [_work(events, u, layer, bus=True) for u in (Unit.LOAD, Unit.STORE)]
-        either = _union([array, *any_bus])
-        found = [k for k in dict.fromkeys(array.label.tolist()) if k >= 0]
-        ends = [int(array.end[array.label == k].max()) for k in found]
-        if found:
-            ends[-1] = stage.cycles
-        edges = np.array([0, *ends], dtype=np.int64)
+        either = _union([array, *(_work(events, u, layer, bus=True) for u in (Unit.LOAD, Unit.STORE))])
         works, moves = _covered(array, edges), _covered(either, edges)
-        for i, k in enumerate(found):
-            spans.append(
-                _Span(
-                    note=k,
-                    begin=at + int(edges[i]),
-                    end=at + int(edges[i + 1]),
-                    array=round(works[i]),
-                    bus=round(moves[i] - works[i]),
-                )
-            )
+        for i, (k, _) in enumerate(found):
+            begin, end = (at + int(edge) for edge in edges[i : i + 2])
+            spans.append(_Span(note=k, begin=begin, end=end, array=round(works[i]), bus=round(moves[i] - works[i])))
     return spans
 
 
@@ -306,6 +292,9 @@ def _stall_colour(unit: int) -> str:
 
 
 def _draw_timeline(axes: Axes, run: Run, only: str | None) -> None:
+    from gossamer.sim.layers import stalls
+
+    stages = {s.name: s for s in run.program.accelerator_stages}
     chosen = [(s, at, first) for s, at, first in _stages(run) if only in (None, s.name)]
     begin = chosen[0][1]
     cycles = sum(s.cycles for s, _, _ in chosen)
@@ -313,14 +302,14 @@ def _draw_timeline(axes: Axes, run: Run, only: str | None) -> None:
     stalled: dict[str, list[_Bars]] = {name: [] for name, *_ in _ROWS}
     count = 0
     for stage, at, first in chosen:
-        matrix = run.program.instructions[first : first + len(stage.events)]
+        waits = stalls(run.program, stages[stage.name], stage)
         layer = _layer_of(run, first, len(stage.events))
         count += len(stage.events)
         for name, unit, *_ in _ROWS:
             bus = name.endswith("bus")
             busy[name].append(_work(stage.events, unit, layer, bus=bus).moved(at - begin))
             if not bus:
-                stalled[name].append(_stalls(matrix, stage.events, unit).moved(at - begin))
+                stalled[name].append(_stalls(waits, stage.events, unit).moved(at - begin))
     single = count <= _MOST_BARS
     draw = _draw_bars if single else _draw_shares
     ticks = []
@@ -388,6 +377,8 @@ def _draw_strip(axes: Axes, run: Run, spans: list[_Span], begin: int, cycles: in
     """The layers along the top, with their names where there is room."""
     low, height = _STRIP
     for span in spans:
+        if not span.cycles:
+            continue
         axes.broken_barh(
             [(span.begin - begin, span.cycles)], (low, height),
             facecolor=_layer_colour(span.note), edgecolor="white", linewidth=0.6,
@@ -460,7 +451,7 @@ def _draw_layers(axes: Axes, run: Run, spans: list[_Span]) -> None:
     names = [notes[s.note] for s in spans]
     axes.set_yticks(y, [_short(n.name, 36) + (f"  ({n.pattern})" if n.pattern else "") for n in names], fontsize=9)
     axes.set_ylim(len(spans) - 0.4, -0.6)
-    axes.set_xlabel("cycles from the array's end of the layer before to its end of this one", fontsize=9)
+    axes.set_xlabel("cycles that the layer added: from the last result of the layers before it to its own", fontsize=9)
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, fontsize=8, frameon=False, borderaxespad=0.2,
         handlelength=1.4,
