@@ -99,7 +99,8 @@ def layers(run: Run, path: str | Path) -> None:
     spans = _spans(run)
     if not spans:
         raise GossamerError(f"Program {run.program.name!r} has no notes on its layers, so there is nothing to draw")
-    figure = _figure(12.0, _layers_height(len(spans)))
+    figure = _figure(12.0, 0.3 + _layers_height(len(spans)))
+    figure.suptitle(_title(run, run.cycles), x=0.01, ha="left", fontsize=11)
     _draw_layers(figure.add_subplot(), run, spans)
     _save(figure, path)
 
@@ -291,6 +292,12 @@ def _stall_colour(unit: int) -> str:
     return _STALLS[Unit(unit)][1]
 
 
+def _title(run: Run, cycles: int, stage: str = "") -> str:
+    spec = run.program.spec
+    time = f"{cycles:,} cycles, {cycles / spec.clock_mhz:,.1f} µs at {spec.clock_mhz:,} MHz"
+    return f"{run.program.name} on {spec.name}{stage}: {time}"
+
+
 def _draw_timeline(axes: Axes, run: Run, only: str | None) -> None:
     from gossamer.sim.layers import stalls
 
@@ -326,14 +333,7 @@ def _draw_timeline(axes: Axes, run: Run, only: str | None) -> None:
     axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks], fontsize=9)
     columns = "" if single else f" (each column shows the shares of {max(1, cycles // _BINS):,} cycles)"
     axes.set_xlabel(f"cycles{columns}", fontsize=9)
-    spec = run.program.spec
-    of = f", stage {only}" if only else ""
-    axes.set_title(
-        f"{run.program.name} on {spec.name}{of}: {cycles:,} cycles, "
-        f"{cycles / spec.clock_mhz:,.1f} µs at {spec.clock_mhz:,} MHz",
-        loc="left",
-        fontsize=11,
-    )
+    axes.set_title(_title(run, cycles, f", stage {only}" if only else ""), loc="left", fontsize=11)
     seen = {int(c) for parts in stalled.values() for p in parts for c in np.unique(p.label)}
     _stall_legend(axes, [Unit(c) for c in sorted(seen)], hatched=single)
 
@@ -369,7 +369,10 @@ def _draw_shares(axes: Axes, work: _Bars, stalls: _Bars | None, low: float, heig
             mine = bars.label == label
             part = _Bars(begin=bars.begin[mine], end=bars.end[mine], label=bars.label[mine])
             top = floor + height * _covered(part, edges) / np.diff(edges)
-            axes.stairs(top, edges, baseline=floor, fill=True, color=colour(label), linewidth=0)
+            used = np.flatnonzero(top > floor)
+            a, b = used[0], used[-1] + 1
+            lower, upper = (np.append(line[a:b], line[b - 1]) for line in (floor, top))
+            axes.fill_between(edges[a : b + 1], lower, upper, step="post", color=colour(label), linewidth=0)
             floor = top
 
 
