@@ -126,7 +126,7 @@ class Writer:
         self, name: str, inputs: Iterable[onnx.ValueInfoProto], outputs: Iterable[onnx.ValueInfoProto]
     ) -> onnx.ModelProto:
         """Everything written so far as a model."""
-        constants = [numpy_helper.from_array(np.ascontiguousarray(v), n) for n, v in self.constants.items()]
+        constants = [numpy_helper.from_array(np.asarray(v, order="C"), n) for n, v in self.constants.items()]
         body = helper.make_graph(self.nodes, name, list(inputs), list(outputs), constants)
         opsets = [helper.make_opsetid(domain, version) for domain, version in self.opset.items()]
         return helper.make_model(body, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets, True))

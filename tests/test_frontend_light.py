@@ -60,3 +60,19 @@ def test_shufflenet_can_be_pruned():
     patterns = Counter(layer.pattern.split()[0] for layer in network.layers if hasattr(layer, "pattern"))
     assert patterns["unstructured"] == 34
     assert patterns["fanin"] == 16  # the channel shuffles, one element in each row
+
+
+def test_exported_scales_are_scalars():
+    """A per-tensor scale of shape [1] is a per-channel one to onnxruntime, and some of its kernels refuse that."""
+    from onnx import numpy_helper
+
+    from gossamer.compiler.export import export_model
+    from gossamer.compiler.passes import import_model, run_passes
+
+    with pytest.warns(UserWarning, match="calibrat"):
+        graph = run_passes(import_model(with_random_weights(onnx.load(LIGHT / "light_squeezenet.onnx"))))
+    model = export_model(graph, qdq=True)
+    shapes = {i.name: numpy_helper.to_array(i).shape for i in model.graph.initializer}
+    scales = {n.input[1] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    assert scales
+    assert all(shapes[name] == () for name in scales)
