@@ -19,6 +19,7 @@ from gossamer.arch.numerics import (
     SHIFT_MIN,
     Requant,
     code_range,
+    make_requant,
     quantise_multiplier,
     quantise_residual,
     requantise,
@@ -172,6 +173,64 @@ def test_residuals_by_hand() -> None:
 def test_a_residual_ratio_out_of_range(ratio: float) -> None:
     with pytest.raises(ValueError, match=r"^residual ratio must be in \[0, 127\), not "):
         quantise_residual(ratio)
+
+
+@given(st.floats(0, 127, exclude_max=True), st.integers(RESIDUAL_SHIFT_MIN, SHIFT_MAX))
+def test_a_largest_residual_shift_is_respected(ratio: float, most: int) -> None:
+    multiplier, shift = quantise_residual(ratio, most)
+    assert RESIDUAL_SHIFT_MIN <= shift <= min(most, RESIDUAL_SHIFT_MAX)
+    assert 0 <= multiplier < 2**RESIDUAL_MULTIPLIER_BITS
+    assert multiplier == round(Fraction(ratio) * 2**shift)
+
+
+# ---- make_requant ----
+
+
+@given(
+    st.lists(st.floats(2.0**-20, 2.0**14), min_size=1, max_size=4),
+    st.none() | st.floats(2.0**-6, 100),
+    st.integers(-(10**5), 10**5),
+    st.integers(0, 255),
+)
+def test_made_parameters_are_legal_and_close(scale: list[float], ratio: float | None, acc: int, residual: int) -> None:
+    """The result is what real arithmetic rounds to, or beside it where the parameters' own error can reach."""
+    q = make_requant(scale, zero_point=3, lo=-(2**61), hi=2**61, residual_ratio=ratio, residual_zero_point=7)
+    assert (q.zero_point, q.lo, q.hi) == (3, -(2**61), 2**61)
+    assert np.all((q.shift >= SHIFT_MIN) & (q.shift <= SHIFT_MAX))
+    assert np.all((q.multiplier >= 0) & (q.multiplier < 2**MULTIPLIER_BITS))
+    if ratio is None:
+        assert (q.residual_multiplier, q.residual_shift, q.residual_zero_point) == (0, 0, 0)
+    else:
+        assert RESIDUAL_SHIFT_MIN <= q.residual_shift <= min(q.shift)
+        assert q.residual_zero_point == 7
+    for k, real_scale in enumerate(scale):
+        multiplier, shift = int(q.multiplier[k]), int(q.shift[k])
+        real = Fraction(acc) * Fraction(real_scale)
+        allowed = Fraction(1, 2) + abs(real) / 2**23
+        if ratio is not None:
+            real += (residual - 7) * Fraction(ratio)
+            allowed += abs(residual - 7) * Fraction(1, 2 << q.residual_shift)
+        found = exact(acc, 0, multiplier, shift, q, None if ratio is None else residual)
+        assert abs(found - q.zero_point - real) <= allowed
+
+
+def test_a_residual_follows_the_channel_of_the_smallest_shift() -> None:
+    q = make_requant([0.5, 2.0**12], zero_point=0, lo=-128, hi=127, residual_ratio=1.0)
+    assert q.shift.tolist() == [24, 11]
+    assert (q.residual_multiplier, q.residual_shift) == (2**11, 11)
+    assert make_requant([0.5], zero_point=0, lo=0, hi=1, residual_ratio=1.0).residual_shift == 15
+    assert make_requant([], zero_point=0, lo=0, hi=1, residual_ratio=1.0).residual_shift == 15
+
+
+def test_scales_that_cannot_be_held() -> None:
+    common = {"zero_point": 0, "lo": -128, "hi": 127}
+    make_requant([2.0**15], **common)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^scale must be below 2\*\*15 where a residual is added, not 32768$"):
+        make_requant([0.5, 2.0**15], residual_ratio=1.0, **common)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^residual ratio must be in \[0, 127\), not 127\.0$"):
+        make_requant([0.5], residual_ratio=127.0, **common)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^scale must be finite and in "):
+        make_requant([-1.0], **common)  # type: ignore[arg-type]
 
 
 # ---- requantise ----
