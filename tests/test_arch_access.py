@@ -379,6 +379,45 @@ def satisfied(matrix: NDArray[np.int64], needed: NDArray[np.int64]) -> bool:
     return bool(np.all(np.array(ended_before(matrix)) >= needed))
 
 
+def waits_and_posts(*program: Instruction) -> list[tuple[str, str]]:
+    """The names of the semaphores that each instruction waits on and posts."""
+    matrix = to_matrix(program)
+    synchronise(matrix, TINY, np.zeros(2048, dtype=np.uint8))
+    named = [[",".join(s.name for s in SEMAPHORES if m >> s.index & 1) for m in row] for row in matrix[:, 1:3].tolist()]
+    return [(wait, post) for wait, post in named]
+
+
+def test_each_of_two_loads_is_waited_for() -> None:
+    first = plain(Op.LOAD, kind=LoadKind.WEIGHT, beats=2)
+    second = plain(Op.LOAD, kind=LoadKind.WEIGHT, beats=2, dest=2)
+    matmuls = plain(Op.MATMUL), plain(Op.MATMUL, weight_base=2)
+    assert waits_and_posts(first, second, *matmuls) == [
+        ("", "load_to_matmul"),
+        ("", "load_to_matmul"),
+        ("load_to_matmul", ""),
+        ("load_to_matmul", ""),
+    ]
+    assert waits_and_posts(first, second, *reversed(matmuls)) == [
+        ("", ""),
+        ("", "load_to_matmul"),
+        ("load_to_matmul", ""),
+        ("", ""),
+    ], "the second load ends after the first"
+
+
+def test_a_wait_that_another_implies_is_left_out() -> None:
+    """The store overwrites what the first load read, and the last load what the matmul read: the chain tells both."""
+    weights = plain(Op.LOAD, kind=LoadKind.WEIGHT, beats=2, address=40)
+    program = weights, plain(Op.MATMUL), plain(Op.DRAIN), plain(Op.STORE, address=40), weights
+    assert waits_and_posts(*program) == [
+        ("", "load_to_matmul"),
+        ("load_to_matmul", "matmul_to_drain"),
+        ("matmul_to_drain", "drain_to_store"),
+        ("drain_to_store", "store_to_load"),
+        ("store_to_load", ""),
+    ]
+
+
 @given(programs(14), st.integers(0, 2**32 - 1))
 def test_semaphores_keep_the_order_and_none_is_idle(program: tuple[ArchSpec, list[Instruction]], seed: int) -> None:
     spec, instructions = program
