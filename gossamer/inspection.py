@@ -105,46 +105,50 @@ def inspect_program(program: Program) -> dict[str, Any]:
 
 def inspect_run(run: Run, *, trace: bool = False) -> dict[str, Any]:
     """What a run gave: cycles, counters, outputs, when each layer ran and, with trace, every event."""
+    from gossamer.sim.layers import layer_report  # numba: only who has a run pays for it
+
     program, spec = run.program, run.program.spec
-    stages = {stage.name: stage for stage in program.accelerator_stages}
     useful = sum(note.useful_macs for note in program.layers)
-    layers: list[dict[str, Any]] = []
-    events: list[dict[str, Any]] = []
-    for done in run.stages:
-        first = stages[done.name].first
-        rows = [dict(zip(EVENT_FIELDS, row, strict=True)) for row in done.events.tolist()]
-        for note in program.layers:
-            own = rows[note.first - first : note.first - first + note.count] if note.first >= first else []
-            if own:
-                begin, end = min(e["start"] for e in own), max(e["end"] for e in own)
-                layers.append(
-                    {
-                        "name": note.name,
-                        "pattern": note.pattern,
-                        "stage": done.name,
-                        "begin": begin,
-                        "end": end,
-                        "bound_cycles": note.bound(spec),
-                    }
-                )
-        if trace:
-            for i, event in enumerate(rows):
-                text = disassemble(program.instructions[first + i])
-                events.append({**event, "stage": done.name, "unit": Unit(event["unit"]).name, "instruction": text})
     slots = run.cycles * spec.peak_macs
+    counters = run.counters
+    layers = layer_report(run)
+    units = []
+    for unit in (Unit.LOAD, Unit.MATMUL, Unit.DRAIN, Unit.STORE):
+        name = unit.name.lower()
+        waits = {k.removeprefix(f"stall_{name}_"): v for k, v in counters.items() if k.startswith(f"stall_{name}_")}
+        units.append(
+            {"unit": unit.name, "busy": counters[f"busy_{name}"], "stalls": {k: v for k, v in waits.items() if v}}
+        )
     facts: dict[str, Any] = {
         "kind": "run",
         "program": program.name,
         "spec": spec.name,
         "cycles": run.cycles,
         "seconds": run.seconds,
+        "bound_cycles": sum(note.bound(spec) for note in program.layers),
         "utilisation": useful / slots if useful and slots else None,
         "outputs": [{"name": n, "dtype": str(v.dtype), "shape": list(v.shape)} for n, v in run.outputs.items()],
         "stages": [{"name": stage.name, "cycles": stage.cycles} for stage in run.stages],
+        "host": [{"name": s.name, "reason": s.reason} for s in program.stages if isinstance(s, HostStage)],
         "layers": layers,
-        "counters": run.counters,
+        "units": units,
+        "counters": counters,
+        "statistics": dict(run.statistics),
     }
-    return {**facts, "events": events} if trace else facts
+    return {**facts, "events": _events(run)} if trace else facts
+
+
+def _events(run: Run) -> list[dict[str, Any]]:
+    """Every event of every stage, with its instruction as text."""
+    program = run.program
+    stages = {stage.name: stage for stage in program.accelerator_stages}
+    out = []
+    for done in run.stages:
+        for i, row in enumerate(done.events.tolist()):
+            event = dict(zip(EVENT_FIELDS, row, strict=True))
+            text = disassemble(program.instructions[stages[done.name].first + i])
+            out.append({**event, "stage": done.name, "unit": Unit(event["unit"]).name, "instruction": text})
+    return out
 
 
 def _symbol(program: Program, name: str) -> dict[str, Any]:

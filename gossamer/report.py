@@ -160,12 +160,38 @@ def _show_run(facts: dict[str, Any]) -> None:
     if facts["outputs"]:
         _table(("output", "dtype", "shape"), ((o["name"], o["dtype"], _shape(o["shape"])) for o in facts["outputs"]))
     if facts["layers"]:
+        _line(f"lower bound, every operand moved once and no lane idle: {round(facts['bound_cycles']):,} cycles")
         _table(
-            ("layer", "pattern", "first cycle", "last cycle", "bound cycles"),
-            ((n["name"], n["pattern"], n["begin"], n["end"], round(n["bound_cycles"])) for n in facts["layers"]),
+            ("layer", "pattern", "cycles", "array", "bound", "ratio", "useful MACs", "the array waited for"),
+            (
+                (
+                    n["name"],
+                    n["pattern"],
+                    n["cycles"],
+                    n["busy"]["matmul"],
+                    round(n["bound"]),
+                    f"{n['ratio']:.2f}",
+                    f"{n['utilisation']:.0%}",
+                    _causes(n["stalls"].get("matmul", {})),
+                )
+                for n in facts["layers"]
+            ),
         )
+    total = max(facts["cycles"], 1)
+    _table(
+        ("unit", "busy", "share", "waited for"),
+        ((u["unit"], u["busy"], f"{u['busy'] / total:.0%}", _causes(u["stalls"])) for u in facts["units"]),
+    )
+    for host in facts["host"]:
+        _line(f"on the host: {host['name']}: {host['reason']}")
     for event in facts.get("events", ()):
         print(f"{event['stage']}\t{event['start']}\t{event['end']}\t{event['unit']}\t{event['instruction']}")
+
+
+def _causes(stalls: dict[str, int]) -> str:
+    """Stalls by cause, the longest first: the unit at the other end of a semaphore, or the instruction fetch."""
+    longest = sorted(stalls.items(), key=lambda item: -item[1])
+    return ", ".join(f"{cause.split('_to_')[0]} {cycles:,}" for cause, cycles in longest)
 
 
 def _show_borders(facts: dict[str, Any]) -> None:

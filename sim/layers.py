@@ -60,7 +60,9 @@ def layer_report(run: Run) -> list[dict[str, Any]]:
             if not 0 <= first < last <= stage.count:
                 continue
             events = done.events[first:last]
-            end = int(events[:, _END].max())
+            # LOADs run ahead into the next layer: what a layer made is what its other units finished.
+            own = events[events[:, 0] != Unit.LOAD]
+            end = int((own if len(own) else events)[:, _END].max())
             cycles = max(end - reached, 0)
             bound = note.bound(program.spec)
             peak = cycles * program.spec.peak_macs

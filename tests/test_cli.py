@@ -323,7 +323,7 @@ def test_run(program_file: Path, finished: Run, monkeypatch: pytest.MonkeyPatch,
     result = call("run", program_file, "--input", inputs, "-o", output)
     assert result.exit_code == 0, result.output
     assert "program by-hand on spec small: 60 cycles" in result.stdout
-    assert re.search(r"fc +2:8 +5 +50 ", result.stdout)
+    assert re.search(r"fc +2:8 +50 +0 ", result.stdout)
     assert spy.args[0].to_bytes() == finished.program.to_bytes()
     assert spy.kwargs["values"] is True
     with np.load(output) as arrays:
