@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from gossamer.arch.program import Program
     from gossamer.arch.run import Run
     from gossamer.arch.spec import ArchSpec
+    from gossamer.verification import verify
 
 __version__ = "0.1.0"
 
-__all__ = ["ArchSpec", "GossamerError", "Program", "Run", "compile", "simulate"]
+__all__ = ["ArchSpec", "GossamerError", "Program", "Run", "compile", "simulate", "verify"]
 
 _HOME = {
     "compile": "gossamer.api",
@@ -28,6 +29,7 @@ _HOME = {
     "GossamerError": "gossamer.arch.errors",
     "Program": "gossamer.arch.program",
     "Run": "gossamer.arch.run",
+    "verify": "gossamer.verification",
 }
 
 

@@ -1,1 +1,29 @@
-"""The RTL generator: Amaranth components made from an ArchSpec."""
+"""The RTL generator: Amaranth components made from an ArchSpec.
+
+    machine     registers, and the core: fetch, issue, semaphores, load, matmul, drain, store, array, lane
+    verilog     the text that is exported;  build, model: its Verilated model, which runs Programs
+
+Nothing here loads amaranth until hardware is made.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gossamer.rtl.build import missing_tools
+    from gossamer.rtl.model import HardwareError, Memory, Model
+
+__all__ = ["HardwareError", "Memory", "Model", "missing_tools"]
+
+_HOME = {
+    "HardwareError": "model",
+    "Memory": "model",
+    "Model": "model",
+    "missing_tools": "build",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gossamer.rtl' has no attribute {name!r}")
+    return getattr(import_module(f"gossamer.rtl.{_HOME[name]}"), name)

@@ -1,8 +1,6 @@
-"""The Verilated model: runs a Program's stages in the generated hardware and gives the same Run as the simulator."""
+"""The Verilated model: runs a Program's stages in the generated hardware, with the same record as the simulator's."""
 
 import ctypes
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,13 +13,13 @@ from gossamer.arch import isa
 from gossamer.arch.errors import GossamerError, SimulationError
 from gossamer.arch.isa import ErrorCode
 from gossamer.arch.memory import Trace
-from gossamer.arch.program import Program
-from gossamer.arch.run import COUNTERS, EVENT_FIELDS, Run, StageRun
+from gossamer.arch.program import AcceleratorStage, Program
+from gossamer.arch.run import COUNTERS, EVENT_FIELDS, StageRun
 from gossamer.arch.spec import ArchSpec
 from gossamer.rtl.build import library
 from gossamer.rtl.registers_map import REGISTERS
 
-__all__ = ["HardwareError", "Memory", "Model", "run_program"]
+__all__ = ["HardwareError", "Memory", "Model"]
 
 ADDRESS = {r.name: r.address for r in REGISTERS}
 _CONTROL = ("control", "program_low", "program_high", "program_length", "interrupt_enable", "interrupt_status")
@@ -41,6 +39,7 @@ class Memory:
 
     stall : of 256, how often an address, a beat or a response is held back.  seed : of that.
     fetch_error, read_error, write_error : number of the beat, beat and burst that gets an error response; -1 for none.
+    limit : cycles after which a stage is given up.
     """
 
     stall: int = 0
@@ -48,6 +47,7 @@ class Memory:
     fetch_error: int = -1
     read_error: int = -1
     write_error: int = -1
+    limit: int = 100_000_000
 
 
 class Model:
@@ -92,21 +92,35 @@ class Model:
         """A register's value."""
         return int(self._c.gossamer_register(self._handle, ADDRESS[name]))
 
+    def run_stage(
+        self, program: Program, stage: AcceleratorStage, dram: NDArray[np.uint8], memory: Memory | None = None
+    ) -> StageRun:
+        """One accelerator stage of a Program; `dram` is changed in place.
+
+        Raises GossamerError for a Program of another spec, and what `run_words` raises.
+        """
+        if program.spec.evolve(name="x", purpose="") != self.spec.evolve(name="x", purpose=""):
+            raise GossamerError(
+                f"the Program is for the spec {program.spec.name!r}, the model is of {self.spec.name!r}"
+            )
+        words = isa.encode(program.instructions[stage.first : stage.first + stage.count])
+        return self.run_words(stage.name, words, dram, memory)
+
     def run_words(
-        self, name: str, words: NDArray[np.uint8], dram: NDArray[np.uint8], memory: Memory, limit: int
+        self, name: str, words: NDArray[np.uint8], dram: NDArray[np.uint8], memory: Memory | None = None
     ) -> StageRun:
         """One stage from its machine words; `dram` is changed in place.
 
         Raises HardwareError for an error code, and SimulationError when the hardware broke a rule of the bus or of
-        the event log, or ran longer than `limit` cycles.
+        the event log, or ran longer than the memory's limit.
         """
-        spec, count = self.spec, len(words)
+        spec, count, memory = self.spec, len(words), memory or Memory()
         program = np.ascontiguousarray(words).reshape(-1)
         config = np.array(
             [
                 spec.read_latency, spec.beat_interval, spec.burst_gap, spec.write_latency, spec.axi_bytes,
                 spec.fetch_bytes, memory.stall, memory.seed, memory.fetch_error, memory.read_error,
-                memory.write_error, limit,
+                memory.write_error, memory.limit,
             ],
             dtype=np.int64,
         )  # fmt: skip
@@ -117,7 +131,7 @@ class Model:
             events.ctypes.data, count, addresses.ctypes.data,
         )  # fmt: skip
         if code == 1:
-            raise SimulationError(f"the hardware did not finish within {limit} cycles")
+            raise SimulationError(f"the hardware did not finish within {memory.limit} cycles")
         error = ErrorCode(self.register("error"))
         if error is not ErrorCode.NONE:
             raise HardwareError(error, self.register("error_index"))
@@ -137,40 +151,3 @@ class Model:
         beats = np.zeros(self._c.gossamer_fetch_beats(self._handle, None), dtype=np.int64)
         self._c.gossamer_fetch_beats(self._handle, beats.ctypes.data)
         return Trace(fetch=ports[0][:, :3], fetch_beats=beats, read=ports[1][:, :3], write=ports[2])
-
-
-def run_program(
-    program: Program,
-    model: Model,
-    *,
-    image: NDArray[np.uint8] | None = None,
-    memory: Memory | None = None,
-    limit: int = 10_000_000,
-    traces: list[Trace] | None = None,
-    outputs: Mapping[str, NDArray[np.generic]] | None = None,
-) -> Run:
-    """All accelerator stages of a Program, one after the other, on one memory.
-
-    image : DRAM at the start, with the inputs in it; the Program's own if None.  traces : collects one for each stage.
-    Raises as Model.run_words does; GossamerError for a Program of another spec or with host stages.
-    """
-    if program.spec.to_dict() | {"name": ""} != model.spec.to_dict() | {"name": ""}:
-        raise GossamerError(f"the Program is for the spec {program.spec.name!r}, the model is of {model.spec.name!r}")
-    if len(program.accelerator_stages) != len(program.stages):
-        raise GossamerError("a Program with host stages does not run in hardware alone")
-    dram = program.memory() if image is None else image.copy()
-    words = isa.encode(program.instructions)
-    begun = time.perf_counter()
-    stages = []
-    for stage in program.accelerator_stages:
-        part = words[stage.first : stage.first + stage.count]
-        stages.append(model.run_words(stage.name, part, dram, memory or Memory(), limit))
-        if traces is not None:
-            traces.append(model.trace())
-    return Run(
-        program=program,
-        stages=tuple(stages),
-        outputs=dict(outputs or {}),
-        memory=dram,
-        statistics={"seconds_in_model": time.perf_counter() - begun},
-    )
