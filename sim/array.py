@@ -52,6 +52,9 @@ _MAXIMUM = int(MatmulMode.MAXIMUM)
 Integer = int | np.int64
 _CHUNK = 256
 """Elements multiplied at once: keeps gathered operands in the cache."""
+_PRODUCT = 1 << 18
+"""Multiplications given to BLAS at once: few enough that it does not call on other threads, which costs more than it
+gains at this size and far more on a busy machine."""
 
 
 @jit
@@ -128,17 +131,20 @@ def _add(
     flip = 128 if signed == 1 else 0  # two's complement: code = (byte ^ 128) - 128
     for k in range(0, elements.size, _CHUNK):
         part = elements[k : k + _CHUNK]
-        operands = np.empty((lanes * count, part.size), dtype=np.float64)
-        for lane in range(lanes):
-            for t in range(count):
-                row, at = operands[lane * count + t], positions[t]
+        most = max(1, _PRODUCT // (part.size * columns))
+        for first in range(0, lanes * count, most):
+            rows = min(most, lanes * count - first)
+            operands = np.empty((rows, part.size), dtype=np.float64)
+            for row in range(rows):
+                lane, t = divmod(first + row, count)
+                at = positions[t]
                 for e in range(part.size):
-                    row[e] = (np.int64(bank[lane, at + part[e]]) ^ flip) - flip - zero
-        sums = np.dot(operands, weights[k : k + _CHUNK])
-        for lane in range(lanes):
-            for t in range(count):
+                    operands[row, e] = (np.int64(bank[lane, at + part[e]]) ^ flip) - flip - zero
+            sums = np.dot(operands, weights[k : k + _CHUNK])
+            for row in range(rows):
+                lane, t = divmod(first + row, count)
                 for c in range(columns):
-                    acc[lane, t, c] = _wrap(np.int64(acc[lane, t, c]) + np.int64(sums[lane * count + t, c]))
+                    acc[lane, t, c] = _wrap(np.int64(acc[lane, t, c]) + np.int64(sums[row, c]))
 
 
 @jit

@@ -229,14 +229,14 @@ def _mark_weights(f: NDArray[np.int64], data: NDArray[np.uint8], fixed: bool, si
     values, selects = np.empty(shape, dtype=np.int8), np.empty(shape, dtype=np.uint8)
     decode_records(data, f[L_ENC], sizes, 0, values, selects)
     for k in range(steps):
-        mask = 0
+        mask = np.int64(0)
         if fixed:
             for c in range(sizes.columns):
                 for v in range(sizes.macs):
                     if values[k, c, v] != 0:
-                        mask |= 1 << selects[k, c, v]
+                        mask |= np.int64(1) << np.int64(selects[k, c, v])
         else:
-            mask = (1 << sizes.group) - 1
+            mask = np.int64((1 << sizes.group) - 1)
         weights[0][f[L_DEST] + k] = True
         weights[1][f[L_DEST] + k] = mask
 

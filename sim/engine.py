@@ -114,20 +114,22 @@ def _tape(
 
 def _check_tape(name: str, state: int, used: NDArray[np.int64], tape: tuple[NDArray[np.int64], ...]) -> None:
     """Refuse a trace that is not of this program."""
-    fetch, _, read, write = tape
-    for port, count, recorded in zip(("fetch", "read", "write"), used.tolist(), (fetch, read, write), strict=True):
-        if state == _DONE and count == len(recorded):
-            continue
-        if state == _TRACE_EARLY and count >= 0:
-            continue
-        if state == _TRACE_EARLY:
-            raise SimulationError(
-                f"stage {name!r}: the trace accepts {port} burst {-count - 1} earlier than this program asks for it"
-            )
+    ports, recorded = ("fetch", "read", "write"), (tape[0], tape[2], tape[3])
+    if state == _DONE:
+        for port, count, array in zip(ports, used.tolist(), recorded, strict=True):
+            if count != len(array):
+                raise SimulationError(
+                    f"stage {name!r}: the trace has {len(array)} {port} bursts; this program needs {count}"
+                )
+        return
+    port, burst = ports[used[0]], int(used[1])
+    if state == _TRACE_SHORT:
         raise SimulationError(
-            f"stage {name!r}: the trace has {len(recorded)} {port} bursts; this program needs "
-            f"{'more' if count >= len(recorded) else count}"
+            f"stage {name!r}: the trace has {len(recorded[used[0]])} {port} bursts; this program needs more"
         )
+    raise SimulationError(
+        f"stage {name!r}: the trace accepts {port} burst {burst} earlier than this program asks for it"
+    )
 
 
 def _numbers(spec: ArchSpec) -> tuple[int, ...]:
@@ -203,7 +205,7 @@ def _recur(
     counters: NDArray[np.int64],
     used: NDArray[np.int64],
 ) -> int:
-    """Fill events and counters. used : bursts fetched, read, written; -1 - k if the trace does not fit at burst k."""
+    """Fill events and counters. used : bursts fetched, read, written; port and burst where a trace is wrong."""
     count = matrix.shape[0]
     (beat, depth, fetch_burst, fetch_beats, read_latency, interval, gap, write_latency) = numbers[:8]
     (most_reads, most_writes, longest, matmul_tail, drain_tail) = numbers[8:]
@@ -255,10 +257,10 @@ def _recur(
                 fetch_first = first_beat(accepted + read_latency, fetch_last, interval, gap)
                 if replay:
                     if burst >= tape_fetch.shape[0] or (fetched + 1) * fetch_beats > tape_beats.size:
-                        used[0] = burst
+                        used[0], used[1] = 0, burst
                         return _TRACE_SHORT
                     if tape_fetch[burst, 0] < accepted:
-                        used[0] = -1 - burst
+                        used[0], used[1] = 0, burst
                         return _TRACE_EARLY
                 size = min(fetch_burst, count - fetched) * fetch_beats
                 fetch_last = fetch_first + (size - 1) * interval
@@ -267,7 +269,7 @@ def _recur(
             arrival = fetch_first + ((place + 1) * fetch_beats - 1) * interval
             if replay:
                 if (fetched + 1) * fetch_beats > tape_beats.size:
-                    used[0] = fetched // fetch_burst
+                    used[0], used[1] = 0, fetched // fetch_burst
                     return _TRACE_SHORT
                 arrival = tape_beats[(fetched + 1) * fetch_beats - 1]
             dispatch = max(arrival + FETCH_LATENCY, dispatch + 1, room)
@@ -334,9 +336,8 @@ def _recur(
                     row[_LAST], row[_FREE] = write_port[_BEAT], write_port[_ACCEPTED]
                     row[_END] = write_port[_LEAVES] + 1
                 if row[_FIRST] < 0 and u in (_LOAD, _STORE):
-                    used[1], used[2] = read_port[_COUNT], write_port[_COUNT]
-                    if row[_FIRST] == -_TRACE_EARLY:
-                        used[1 if u == _LOAD else 2] = -1 - (read_port if u == _LOAD else write_port)[_COUNT]
+                    used[0] = 1 if u == _LOAD else 2
+                    used[1] = read_port[_COUNT] if u == _LOAD else write_port[_COUNT]
                     return _TRACE_EARLY if row[_FIRST] == -_TRACE_EARLY else _TRACE_SHORT
                 counters[_BUSY[u]] += row[_FREE] - start
                 for s in range(_SEMAPHORES):
