@@ -1,9 +1,12 @@
 """Set-up of every test run. pytest reads this before anything imports numba."""
 
 import hashlib
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent
@@ -28,3 +31,23 @@ settings.register_profile("dev", max_examples=50, deadline=None, suppress_health
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, database=None, print_blob=True)
 settings.register_profile("thorough", settings.get_profile("dev"), max_examples=2000)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest --update-golden` writes golden files anew; read the difference before you commit it."""
+    parser.addoption("--update-golden", action="store_true", help="write golden files instead of comparing with them")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
+    """Compare a JSON value with a file of tests/golden."""
+
+    def compare(name: str, value: object) -> None:
+        path = ROOT / "tests" / "golden" / f"{name}.json"
+        text = json.dumps(value, indent=1) + "\n"
+        if request.config.getoption("--update-golden"):
+            path.write_text(text, encoding="utf-8")
+        assert path.exists(), f"{path} is missing; make it with pytest --update-golden"
+        assert text == path.read_text(encoding="utf-8"), f"{path.name} differs; if it should, pytest --update-golden"
+
+    return compare

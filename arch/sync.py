@@ -15,6 +15,9 @@ from gossamer.arch.spec import ArchSpec
 
 __all__ = ["synchronise"]
 
+_UNTAKEN = isa.SEMAPHORE_MAX // 2
+"""Posts of a semaphore that may stand in program order before the wait that takes the first of them."""
+
 
 def synchronise(matrix: NDArray[np.int64], spec: ArchSpec, dram: NDArray[np.uint8]) -> None:
     """Fill in the wait and post masks of a stage's instructions (int64 matrix form, changed in place)."""
@@ -37,6 +40,9 @@ def _assign(
     # known[i, u]: the latest instruction of unit u that has ended when i starts, as far as the semaphores tell.
     known = np.full((count, 5), -1, dtype=np.int64)
     latest = np.full((5, 5), -1, dtype=np.int64)
+    newest = np.full(5, -1, dtype=np.int64)  # the latest instruction of each unit before i
+    waiters = np.full((5, 5, _UNTAKEN), -1, dtype=np.int64)
+    pairs = np.zeros((5, 5), dtype=np.int64)
     for i in range(count):
         own = units[i]
         here = latest[own]
@@ -48,6 +54,12 @@ def _assign(
                     most, chosen = needed[i, u], u
             if chosen < 0:
                 break
+            # Too many posts in a row before their waits would run the semaphore over: wait for everything so far.
+            turn = pairs[chosen, own] % _UNTAKEN
+            if most < waiters[chosen, own, turn]:
+                most = newest[chosen]
+            waiters[chosen, own, turn] = i
+            pairs[chosen, own] += 1
             bit = np.int64(1) << between[chosen, own]
             matrix[i, 1] |= bit
             matrix[most, 2] |= bit
@@ -55,3 +67,4 @@ def _assign(
                 here[u] = max(here[u], known[most, u])
             here[chosen] = max(here[chosen], most)
         known[i] = here
+        newest[own] = i
