@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 Gossamer refused, the reason is the line on stderr; 2 the 
 import json
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -47,7 +48,9 @@ def _command(function: Callable[P, None]) -> Callable[P, None]:
     @wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            function(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn  # type: ignore[assignment]
+                function(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
             raise  # typer's own, and a reader who has seen enough
         except Exception as error:
@@ -65,6 +68,12 @@ def _command(function: Callable[P, None]) -> Callable[P, None]:
 
     app.command(no_args_is_help=False)(guarded)
     return guarded
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    """A warning as one line on stderr."""
+    typer.secho("warning: ", fg=typer.colors.YELLOW, bold=True, nl=False, err=True)
+    typer.echo(" ".join(str(message).split()), err=True)
 
 
 def _version(wanted: bool) -> None:
@@ -100,6 +109,12 @@ def _dims(pairs: list[str]) -> dict[str, int]:
             raise typer.BadParameter(f"{pair!r} must be NAME=VALUE with a positive integer, such as batch=1")
         dims[name] = int(value)
     return dims
+
+
+def _patterns(wishes: list[str]) -> dict[str, str] | None:
+    """PATTERN for all layers, or LAYER=PATTERN with a name or glob; later ones win."""
+    pairs = (wish.rpartition("=") for wish in wishes)
+    return {layer or "*": pattern for layer, _, pattern in pairs} or None
 
 
 def _load_arrays(path: Path) -> Mapping[str, Any]:
@@ -151,7 +166,8 @@ def compile(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Program file to write.", show_default=False)],
     sparsity: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Prune to a pattern, such as 2:8; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Prune to a pattern, such as 2:8, or LAYER=PATTERN; may be repeated."),
     ] = None,
     calibration: Annotated[
         Path | None, typer.Option(metavar="NPZ", help="Inputs by name, to choose quantisation scales with.")
@@ -168,7 +184,7 @@ def compile(
     arrays = _load_arrays(calibration) if calibration else None
     with report.Progress() as progress:
         program = _api("compile")(
-            model, arch, sparsity=sparsity, calibration=arrays, dims=dims or None, progress=progress
+            model, arch, sparsity=_patterns(sparsity or []), calibration=arrays, dims=dims or None, progress=progress
         )
     program.save(output)
     facts = inspection.inspect_program(program)

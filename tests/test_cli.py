@@ -270,7 +270,7 @@ def test_compile(program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert f"wrote {output}" in result.stdout
     assert Program.load(output).to_bytes() == program.to_bytes()
     assert spy.args == (DIGITS, ArchSpec(name="mine"))
-    assert spy.kwargs["sparsity"] == ["2:8"]
+    assert spy.kwargs["sparsity"] == {"*": "2:8"}
     assert spy.kwargs["dims"] == {"batch": 4, "n": 1}
     assert list(spy.kwargs["calibration"]) == ["image"]
     facts = json.loads(call(*args, "--json").stdout)
