@@ -49,3 +49,12 @@ def test_pareto(monkeypatch):
     same = [explore.Point(spec=specs[0].evolve(name=f"p{c}"), cycles=c, busy=1.0) for c in (5, 6)]
     assert explore.pareto(same) == {"p5"}
     assert specs[1].name in explore.pareto(points)
+
+
+def test_the_session_in_the_readme():
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    (session,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    names = {}
+    exec(session.replace('"examples/', f'"{EXAMPLES}/'), names)
+    assert names["run"].outputs["logits"].argmax(axis=1).tolist() == [0, 1, 2, 3]
+    assert names["run"].cycles > 0
