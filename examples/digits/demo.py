@@ -26,6 +26,7 @@ from gossamer.compiler.backend import build_program
 from gossamer.compiler.export import export_model
 from gossamer.compiler.lower import lower
 from gossamer.compiler.passes import Options, import_model, run_passes
+from gossamer.sim.layers import layer_report
 from gossamer.sim.simulate import Simulator
 
 console = Console()
@@ -84,8 +85,8 @@ def measure(name: str, machines: Sequence[ArchSpec], count: int) -> tuple[int, i
         program = build_program(network, spec)
         simulator = Simulator(program)
         place = program.tensors[program.outputs[0]]
-        logits = []
-        for image in track(images, f"{name} on {spec.name}", console=console, transient=True):
+        logits, quiet = [], not console.is_terminal
+        for image in track(images, f"{name} on {spec.name}", console=console, transient=True, disable=quiet):
             run = simulator.run({program.inputs[0]: image[None]})
             logits.append(run.outputs[program.outputs[0]])
         mine = np.concatenate(logits).astype(np.float32)
@@ -151,35 +152,30 @@ def show_cycles(rows: dict[str, tuple[int, int, list[Result]]]) -> None:
 
 
 def show_layers(result: Result) -> None:
-    """Where the cycles of one network went: the array by layer, and what it waited for."""
-    run, program = result.run, result.program
-    events = run.stages[0].events
-    table = Table(title=f"{short(result.model)} on {result.spec.name}, layer by layer")
+    """Where the cycles of one network went: layer by layer, and what the array waited for."""
+    run = result.run
+    table = Table(title=f"{short(result.model)} on {result.spec.name}, layer by layer (layers overlap)")
     table.add_column("layer")
     table.add_column("pattern")
-    for column in ("cycles", "array", "bound", "MACs", "of them nonzero"):
+    for column in ("cycles", "array", "bound", "MACs", "nonzero"):
         table.add_column(column, justify="right")
-    before = 0
-    for note in program.layers:
-        rows = events[note.first : note.first + note.count]
-        array = rows[rows[:, 0] == 2]
-        end = int(rows[:, 6].max()) if note is not program.layers[-1] else run.cycles
-        busy = int((array[:, 5] - array[:, 2]).sum())
+    for layer in layer_report(run):
         table.add_row(
-            note.name,
-            note.pattern,
-            f"{end - before:,}",
-            f"{busy:,}",
-            f"{note.bound(result.spec):,.0f}",
-            f"{note.macs:,}",
-            f"{note.useful_macs / max(1, note.macs):.0%}",
+            layer["name"],
+            layer["pattern"],
+            f"{layer['cycles']:,}",
+            f"{layer['busy']['matmul']:,}",
+            f"{layer['bound']:,.0f}",
+            f"{layer['macs']:,}",
+            f"{layer['useful_macs'] / max(1, layer['macs']):.0%}",
         )
-        before = end
     console.print(table)
     stalls = {
         k.removeprefix("stall_matmul_"): v for k, v in run.counters.items() if k.startswith("stall_matmul_") and v
     }
-    waits = ", ".join(f"{v:,} for {k}" for k, v in sorted(stalls.items(), key=lambda kv: -kv[1]))
+    waits = ", ".join(
+        f"{v:,} for {k.removesuffix('_to_matmul')}" for k, v in sorted(stalls.items(), key=lambda item: -item[1])
+    )
     console.print(f"Of {run.cycles:,} cycles the array worked {run.counters['busy_matmul']:,} and waited {waits}.\n")
 
 
