@@ -35,6 +35,10 @@ Hazards. A Program means what its instructions do one after the other, in progra
 whenever an instruction touches what an earlier one of another unit touches (and one of them writes), it must not
 start before the earlier one has ended. The same holds for the write port of a partition of the activation bank
 (LOAD and DRAIN) and both ports of a partition of the output buffer (LOAD and DRAIN write; DRAIN and STORE read).
+A unit may start an instruction before the one before has ended: a DRAIN whose residual an earlier DRAIN wrote needs a
+chain of semaphores through another unit. Within one DRAIN a residual stands exactly where the result goes, or apart
+from all of it. Offsets are constants: no STORE and no host stage writes DRAM that an OFFSET load reads. Nothing but
+DRAM passes from one stage to the next.
 """
 
 from dataclasses import dataclass
