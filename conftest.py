@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,10 @@ def source_digest() -> str:
 # numba keys a compiled function by its own source file and not by the functions and constants it uses. Without a
 # cache of its own for every state of the sources, a test could run yesterday's kernel.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".cache" / "numba" / source_digest()))
+
+# Doctests import every module. Those of rtl/ need the extra of the same name; cocotb_stage runs inside a simulation.
+HARDWARE = find_spec("amaranth") is not None and find_spec("pyosys") is not None
+collect_ignore_glob = ["gossamer/rtl/cocotb_stage.py"] if HARDWARE else ["gossamer/rtl/*"]
 
 # No deadline: the first example pays for numba's compilation. `pytest --hypothesis-profile=thorough` looks harder.
 settings.register_profile("dev", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])

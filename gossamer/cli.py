@@ -1,4 +1,4 @@
-"""The command line: `gossamer compile`, `run`, `inspect`, `presets`, `schema`.
+"""The command line: `gossamer compile`, `run`, `inspect`, `rtl`, `verify`, `presets`, `schema`.
 
 What a command finds goes to stdout, as text or with --json as one JSON document; everything else goes to stderr.
 Exit codes: 0 done; 1 Gossamer refused, the reason is the line on stderr; 2 the command line is wrong; 3 a bug.
@@ -264,6 +264,79 @@ def inspect(
         _print_json(facts)
     else:
         report.show(facts)
+
+
+@_command
+def rtl(
+    spec: Annotated[
+        str,
+        typer.Argument(
+            metavar="SPEC", help="TOML file or preset name.", autocompletion=_complete_spec, show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.", show_default=False)],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write an accelerator's hardware: Verilog, register map, FuseSoC core file and an example bench."""
+    from gossamer.rtl import write_bundle
+
+    written = write_bundle(ArchSpec.load(spec), output)
+    if as_json:
+        _print_json([str(path) for path in written])
+    else:
+        for path in written:
+            typer.echo(f"wrote {path} ({path.stat().st_size / 1024:,.1f} KiB)")
+
+
+@_command
+def verify(
+    spec: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SPEC]", help="TOML file or preset name.", autocompletion=_complete_spec, show_default=False
+        ),
+    ] = None,
+    program: Annotated[
+        Path | None, typer.Option("--program", "-p", metavar="FILE", help="A Program file; it brings its own spec.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", metavar="ONNX", help="A model to compile for SPEC.")
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option("--input", "-i", metavar="NPZ", help="Inputs by name; random ones without it.")
+    ] = None,
+    wave: Annotated[Path | None, typer.Option("--wave", metavar="VCD", help="Write the hardware's waveforms.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a Program in the simulator and in the generated hardware, and compare every event and every byte.
+
+    Without a Program or a model, a small example program is run. Exit code 1 when the two differ.
+    """
+    from gossamer import verification
+    from gossamer.arch.program import Program
+
+    if (program is None) == (spec is None) or (program is not None and model is not None):
+        raise typer.BadParameter("give SPEC, with or without --model, or --program")
+    arrays = dict(_load_arrays(inputs)) if inputs else None
+    with report.Progress() as progress:
+        if program is not None:
+            loaded = Program.load(program)
+        elif model is not None:
+            loaded = _api("compile")(model, ArchSpec.load(str(spec)), calibration=arrays, progress=progress)
+        else:
+            loaded = verification.example_program(ArchSpec.load(str(spec)))
+        progress("hardware", 0, 0)
+        found = verification.verify(loaded, arrays or verification.random_inputs(loaded), wave=wave)
+    facts = verification.facts(found)
+    if as_json:
+        _print_json(facts)
+    else:
+        for name, value in facts.items():
+            typer.echo(f"{name.replace('_', ' '):<16} {value if isinstance(value, str) else f'{value:,}'}")
+    if found.difference is not None:
+        raise typer.Exit(1)
 
 
 @_command

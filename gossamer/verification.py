@@ -14,14 +14,17 @@ from numpy.typing import NDArray
 
 from gossamer.arch.errors import ModelError
 from gossamer.arch.layout import Placement
+from gossamer.arch.numerics import code_range
 from gossamer.arch.program import AcceleratorStage, HostStage, Program
 from gossamer.arch.run import Run, StageRun
+from gossamer.arch.spec import ArchSpec
 
 if TYPE_CHECKING:
     from gossamer.arch.memory import Trace
+    from gossamer.rtl.cosim import CocotbModel
     from gossamer.rtl.model import Memory, Model
 
-__all__ = ["Verification", "run_hardware", "verify"]
+__all__ = ["Verification", "example_program", "facts", "random_inputs", "run_hardware", "verify"]
 
 
 class Verification(NamedTuple):
@@ -46,14 +49,14 @@ def verify(
     program: Program,
     inputs: Mapping[str, Any] | None = None,
     *,
-    model: Model | None = None,
+    model: Model | CocotbModel | None = None,
     memory: Memory | None = None,
     wave: Path | None = None,
 ) -> Verification:
     """Run a Program in the simulator and in the Verilated hardware made from its spec.
 
     inputs : model inputs by name.
-    model : a model of the spec that is there already, else one is built (or found in the cache) and closed.
+    model : a model of the spec that is there already, or a CocotbModel; else one is built and closed.
     memory : a memory outside of the contract; its times are recorded and replayed in the simulator.
     wave : a VCD file to write (ignored with `model`).
 
@@ -67,7 +70,7 @@ def verify(
     own = model or Model(program.spec, wave=wave)
     try:
         traces: list[Trace] = []
-        done = run_hardware(program, given, own, memory=memory, traces=traces)
+        done = run_hardware(program, given, own, memory=memory, traces=traces if memory else None)
     finally:
         if model is None:
             own.close()
@@ -75,10 +78,43 @@ def verify(
     return Verification(simulated, done, simulated.difference(done))
 
 
+def example_program(spec: ArchSpec) -> Program:
+    """A small Program made by hand for any spec: one window times a dense matrix in every lane."""
+    from gossamer.rtl.example import example
+
+    return example(spec)[0]
+
+
+def random_inputs(program: Program, seed: int = 1) -> dict[str, NDArray[np.generic]]:
+    """Random codes for every input that is a tensor. Raises ModelError when the Program has others."""
+    rng = np.random.default_rng(seed)
+    made: dict[str, NDArray[np.generic]] = {}
+    for name in program.inputs:
+        if name not in program.tensors:
+            raise ModelError(f"input {name!r} belongs to a host stage: random values may mean nothing to it")
+        tensor = program.tensors[name]
+        low, high = code_range(tensor.signed)
+        made[name] = rng.integers(low, high + 1, tensor.model_shape, dtype=np.int16)
+    return made
+
+
+def facts(found: Verification) -> dict[str, int | str]:
+    """What was compared, for people and for JSON."""
+    return {
+        "program": found.simulated.program.name,
+        "spec": found.simulated.program.spec.name,
+        "instructions": len(found.simulated.program.instructions),
+        "cycles": found.hardware.cycles,
+        "numbers_of_events": found.events,
+        "bytes": found.bytes,
+        "difference": found.difference or "none",
+    }
+
+
 def run_hardware(
     program: Program,
     inputs: Mapping[str, Any],
-    model: Model,
+    model: Model | CocotbModel,
     *,
     memory: Memory | None = None,
     traces: list[Trace] | None = None,

@@ -2,6 +2,8 @@
 
     machine     registers, and the core: fetch, issue, semaphores, load, matmul, drain, store, array, lane
     verilog     the text that is exported;  build, model: its Verilated model, which runs Programs
+    cosim       the same under cocotb
+    bundle      what `gossamer rtl` writes
 
 Nothing here loads amaranth until hardware is made.
 """
@@ -11,15 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gossamer.rtl.build import missing_tools
+    from gossamer.rtl.bundle import write_bundle
+    from gossamer.rtl.cosim import CocotbModel
     from gossamer.rtl.model import HardwareError, Memory, Model
 
-__all__ = ["HardwareError", "Memory", "Model", "missing_tools"]
+__all__ = ["CocotbModel", "HardwareError", "Memory", "Model", "missing_tools", "write_bundle"]
 
 _HOME = {
+    "CocotbModel": "cosim",
     "HardwareError": "model",
     "Memory": "model",
     "Model": "model",
     "missing_tools": "build",
+    "write_bundle": "bundle",
 }
 
 

@@ -33,7 +33,7 @@ class Activation(wiring.Component):
                 "hop": In(hop_bits(spec)),
                 "hop_valid": In(1),
                 "zero_point": In(8),
-                "signed": In(1),
+                "is_signed": In(1),
                 "operands": Out(operand_layout(spec)),
                 "load": In(1),
                 "load_at": In(DEST_BITS),
@@ -77,7 +77,7 @@ class Activation(wiring.Component):
         window: list[Any] = []
         for s in range(subs):
             at = Signal(len(base) + 1, name=f"word_{s}")
-            m.d.comb += at.eq(base + (self.hop[:sub_bits] > s) if sub_bits else base)
+            m.d.comb += at.eq(base + (self.hop[:sub_bits] > s) if s < subs - 1 else base)
             hit, inside = place_of(m, at[word_bits:], rows, partitions, f"read_{s}")
             outputs = []
             for p, (enable, data, w_row) in enumerate(written):
@@ -109,7 +109,7 @@ class Activation(wiring.Component):
         codes = Signal(8 * word)
         zero, is_signed = Signal(8, reset_less=True), Signal(reset_less=True)
         m.d.comb += codes.eq(Cat(*window))
-        m.d.sync += [zero.eq(self.zero_point), is_signed.eq(self.signed)]
+        m.d.sync += [zero.eq(self.zero_point), is_signed.eq(self.is_signed)]
         wide_zero = Signal(OPERAND)
         m.d.comb += wide_zero.eq(Cat(zero, zero[7] & is_signed))
         for k in range(word):

@@ -16,7 +16,7 @@ from gossamer.arch.errors import GossamerError
 from gossamer.arch.spec import ArchSpec
 from gossamer.rtl.verilog import TOP, primitives, verilog
 
-__all__ = ["cache_folder", "library", "missing_tools", "verilator_environment", "verilog_of"]
+__all__ = ["cache_folder", "library", "locked", "missing_tools", "verilator_environment", "verilog_of"]
 
 FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "unique", "--no-timing", "-Wno-fatal", "-Wno-lint")
 """Registers and memories start from random bits: a design that needs initial values shows it."""
@@ -71,7 +71,7 @@ def verilator_environment() -> dict[str, str]:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """One builder at a time; the others wait and find what it made."""
     import fcntl
 
@@ -96,7 +96,7 @@ def verilog_of(spec: ArchSpec) -> str:
     fields = {k: v for k, v in spec.to_dict().items() if k not in ("name", "purpose", "clock_mhz")}
     key = hashlib.sha256(_sources() + repr(sorted(fields.items())).encode()).hexdigest()[:24]
     path = cache_folder() / "verilog" / f"{key}.v"
-    with _lock(path.with_suffix(".lock")):
+    with locked(path.with_suffix(".lock")):
         if not path.is_file():
             _write(path, verilog(spec))
         return path.read_text(encoding="utf-8")
@@ -127,7 +127,7 @@ def library(spec: ArchSpec, *, wave: bool = False, text: str | None = None) -> P
     built = folder / "model.so"
     if built.is_file():
         return built
-    with _lock(folder.with_suffix(".lock")):
+    with locked(folder.with_suffix(".lock")):
         if not built.is_file():
             _build(folder, design, harness, flags)
     return built

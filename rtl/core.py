@@ -234,7 +234,7 @@ class Core(wiring.Component):
             "store_read": store.read,
             "store_at": store.at,
         }
-        window = [matmul.hop_valid, matmul.hop, matmul.zero_point, matmul.signed]
+        window = [matmul.hop_valid, matmul.hop, matmul.zero_point, matmul.is_signed]
         conflict: Any = Const(0, 1)
         for q, lanes in enumerate(spans(spec.lanes, spec.broadcast_lanes)):
             if q:
@@ -246,7 +246,7 @@ class Core(wiring.Component):
                     lane.hop_valid.eq(window[0]),
                     lane.hop.eq(window[1]),
                     lane.zero_point.eq(window[2]),
-                    lane.signed.eq(window[3]),
+                    lane.is_signed.eq(window[3]),
                     lane.keep_activation.eq(load.keep_activation[r]),
                     lane.keep_output.eq(load.keep_output[r]),
                     lane.load_at.eq(load.at[r]),

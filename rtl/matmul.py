@@ -49,7 +49,7 @@ class Matmul(wiring.Component):
                 "hop": Out(hop_bits(spec)),
                 "hop_valid": Out(1),
                 "zero_point": Out(8),
-                "signed": Out(1),
+                "is_signed": Out(1),
                 "weight_read": Out(1),
                 "weight_at": Out(bits_for(spec.weight_steps)),
                 "maximum": Out(1),
@@ -122,7 +122,7 @@ class Matmul(wiring.Component):
         m.d.comb += [
             self.hop_valid.eq(delayed(m, self.active, 2, "active", reset=True)),
             self.zero_point.eq(delayed(m, work.zero_point, 2, "zero_point")),
-            self.signed.eq(delayed(m, work.signed, 2, "signed")),
+            self.is_signed.eq(delayed(m, work.signed, 2, "signed")),
             self.weight_read.eq(delayed(m, self.step, 3, "weight_read", reset=True)),
             self.weight_at.eq(delayed(m, weight_at, 3, "weight_at")),
         ]

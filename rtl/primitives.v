@@ -15,13 +15,13 @@ module gossamer_ram #(
   input wire [ADDRESS - 1:0] r_addr,
   output reg [WIDTH - 1:0] r_data
 );
-  reg [WIDTH - 1:0] memory [0:DEPTH - 1];
+  reg [WIDTH - 1:0] words [0:DEPTH - 1];
   integer k;
 
   always @(posedge clk) begin
     for (k = 0; k < WIDTH / GRAIN; k = k + 1)
-      if (w_en[k]) memory[w_addr][k * GRAIN +: GRAIN] <= w_data[k * GRAIN +: GRAIN];
-    if (r_en) r_data <= memory[r_addr];
+      if (w_en[k]) words[w_addr][k * GRAIN +: GRAIN] <= w_data[k * GRAIN +: GRAIN];
+    if (r_en) r_data <= words[r_addr];
   end
 endmodule
 
@@ -39,15 +39,15 @@ module gossamer_regfile #(
   input wire [PORTS * ADDRESS - 1:0] r_addr,
   output wire [PORTS * WIDTH - 1:0] r_data
 );
-  reg [WIDTH - 1:0] memory [0:DEPTH - 1];
+  reg [WIDTH - 1:0] words [0:DEPTH - 1];
 
   always @(posedge clk)
-    if (w_en) memory[w_addr] <= w_data;
+    if (w_en) words[w_addr] <= w_data;
 
   genvar p;
   generate
     for (p = 0; p < PORTS; p = p + 1) begin : port
-      assign r_data[p * WIDTH +: WIDTH] = memory[r_addr[p * ADDRESS +: ADDRESS]];
+      assign r_data[p * WIDTH +: WIDTH] = words[r_addr[p * ADDRESS +: ADDRESS]];
     end
   endgenerate
 endmodule
