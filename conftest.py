@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,9 +22,6 @@ def source_digest() -> str:
     files.sort(key=lambda path: path.relative_to(ROOT).as_posix())
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
-
-# The hardware generator is an extra: without amaranth there is nothing to collect doctests from.
-collect_ignore_glob = [] if find_spec("amaranth") else ["gossamer/rtl/*"]
 
 # numba keys a compiled function by its own source file and not by the functions and constants it uses. Without a
 # cache of its own for every state of the sources, a test could run yesterday's kernel.
