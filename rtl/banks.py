@@ -25,7 +25,8 @@ def place_of(m: Any, row: Any, rows: int, partitions: int, name: str) -> tuple[l
             m.d.comb += hit[p].eq(row[low:] == p)
         return hit, inside
     for p in range(partitions):
-        m.d.comb += hit[p].eq((row >= p * rows) & (row < (p + 1) * rows))
+        above = row >= p * rows if p else 1
+        m.d.comb += hit[p].eq(above & (row < (p + 1) * rows))
         with m.If(hit[p]):
             m.d.comb += inside.eq(row - p * rows)
     return hit, inside
