@@ -1,0 +1,210 @@
+"""Mutants of the hardware: one wrong thing each, made by changing a line of the generator.
+
+`mutated(mutant, spec)` gives the Verilog of a spec from a generator in which `old` stands as `new`. It runs in a
+process of its own, whose import of that one file reads the changed text.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from gossamer.arch.spec import ArchSpec
+
+ROOM = Path(__file__).resolve().parents[2] / "rtl"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """kind : what is wrong, in words.  file : of rtl/.  old : text that stands there exactly once.  new : instead."""
+
+    kind: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = (
+    Mutant(
+        "a post of LOAD is dropped",
+        "load.py",
+        "self.post.eq(Mux(done3, post3, 0))",
+        "self.post.eq(Mux(done3, post3 & ~1, 0))",
+    ),
+    Mutant(
+        "a post comes a cycle early",
+        "matmul.py",
+        "Mux(self.freeing, work.post, 0), latency - 1",
+        "Mux(self.freeing, work.post, 0), latency - 2",
+    ),
+    Mutant("a wait takes nothing", "semaphores.py", "count + self.post[k] - self.take[k]", "count + self.post[k]"),
+    Mutant(
+        "a wait is not waited for",
+        "issue.py",
+        "self.head.wait[s] & ~self.available[s]",
+        "self.head.wait[s] & ~self.available[s] & (s != mine[-1])",
+    ),
+    Mutant("one position too many", "matmul.py", "x_ends.eq(x == work.nx - 1)", "x_ends.eq(x == work.nx)"),
+    Mutant("one row of positions too few", "drain.py", "ends.eq(y == work.ny - 1)", "ends.eq(y + 2 >= work.ny)"),
+    Mutant(
+        "one group of columns too few",
+        "drain.py",
+        "group == work.column_groups - 1",
+        "(group == work.column_groups - 1) | (group == 1)",
+    ),
+    Mutant(
+        "the last step is lost",
+        "matmul.py",
+        "left.eq(head.steps - 1)",
+        "left.eq(Mux(head.steps == 1, 0, head.steps - 2))",
+    ),
+    Mutant("accumulate starts from zero", "matmul.py", "opening.eq(~head.accumulate)", "opening.eq(1)"),
+    Mutant(
+        "the first step adds to what was there",
+        "pe.py",
+        "Mux(acc.fresh, Mux(acc.maximum, ACC_MIN, 0), old)",
+        "Mux(acc.fresh & acc.maximum, ACC_MIN, old)",
+    ),
+    Mutant("the maximum starts from zero", "pe.py", "Mux(acc.maximum, ACC_MIN, 0)", "0"),
+    Mutant("a zero takes part in a maximum", "pe.py", "maximum & (value == 0)", "maximum & (value == 1)"),
+    Mutant(
+        "a select is stuck",
+        "expander.py",
+        "row = [Cat(values[8 * k : 8 * k + 8], selects[k])",
+        "row = [Cat(values[8 * k : 8 * k + 8], selects[k] | (k == 0))",
+    ),
+    Mutant(
+        "a mask counts its own bit",
+        "expander.py",
+        "m.d.sync += rank.eq(count)",
+        "m.d.sync += rank.eq(count + self.record[at + i])",
+    ),
+    Mutant(
+        "the phase of dense records is not reset",
+        "load.py",
+        "phase_now.eq(Mux(starts, 0, phase))",
+        "phase_now.eq(phase)",
+    ),
+    Mutant(
+        "left-over bytes are kept",
+        "gearbox.py",
+        "with m.If(self.last):\n                m.d.sync += level.eq(0)",
+        "with m.If(self.last & (level == 1)):\n                m.d.sync += level.eq(0)",
+    ),
+    Mutant(
+        "lanes are swapped",
+        "core.py",
+        "lane.keep_activation.eq(load.keep_activation[r])",
+        "lane.keep_activation.eq(load.keep_activation[r ^ 1])",
+    ),
+    Mutant("a lane's window is one beat wider", "windows.py", "(x < left + tile_beats)", "(x <= left + tile_beats)"),
+    Mutant(
+        "a window's second word is not the next",
+        "activation.py",
+        "self.hop[:sub_bits] > s",
+        "self.hop[:sub_bits] > s + 1",
+    ),
+    Mutant(
+        "unsigned codes are taken as signed", "activation.py", "Cat(code, code[7] & is_signed)", "Cat(code, code[7])"
+    ),
+    Mutant("round half up", "ppu.py", "[1:48] - 1 + total.bit_select(self.shift, 1)", "[1:48]"),
+    Mutant(
+        "round towards minus infinity",
+        "ppu.py",
+        "(Const(1, 1) << self.shift)[1:48] - 1 + total.bit_select(self.shift, 1)",
+        "0",
+    ),
+    Mutant(
+        "the clamp's lower bound is not kept", "ppu.py", "Mux(moved < self.clamp.lo, self.clamp.lo, moved)", "moved"
+    ),
+    Mutant(
+        "the residual is not shifted",
+        "ppu.py",
+        "total.eq(late_product + (late_residual << up))",
+        "total.eq(late_product + late_residual)",
+    ),
+    Mutant(
+        "the bias is added twice",
+        "ppu.py",
+        "self.accumulator + self.bias)",
+        "self.accumulator + self.bias + self.bias)",
+    ),
+    Mutant(
+        "the table is read at the wrong place",
+        "ppu.py",
+        "Cat(clamped[:8], self.lookup.table)",
+        "Cat(clamped[:8] ^ 1, self.lookup.table)",
+    ),
+    Mutant("a burst crosses 4 KiB", "bursts.py", "Mux(to_boundary < limit, to_boundary, limit)", "limit"),
+    Mutant(
+        "the next row begins a beat late",
+        "bursts.py",
+        "(row_now + now.row_stride)[:32]",
+        "(row_now + now.row_stride + 1)[:32]",
+    ),
+    Mutant(
+        "one burst more in flight", "bursts.py", "self.flying < self._outstanding", "self.flying <= self._outstanding"
+    ),
+    Mutant(
+        "a place in the queue is lost", "fetch.py", "queue_full[unit])", "queue_full[unit] | (self.index[:5] == 31))"
+    ),
+    Mutant("the buffer of FETCH holds one burst", "fetch.py", "(held < 2)", "(held < 1)"),
+    Mutant("a lane is stored twice", "store.py", "lane.eq(lane_row + lane_x)", "lane.eq(lane_row)"),
+    Mutant(
+        "rows of a tile are not told from lanes",
+        "store.py",
+        "inner_y == work.tile_rows - 1",
+        "inner_y == work.tile_rows",
+    ),
+    Mutant("a counter misses slots", "core.py", "counters.slot.eq(matmul.active)", "counters.slot.eq(matmul.step)"),
+    Mutant("a stall has the wrong cause", "issue.py", "blocked[k] & ~blocked[:k].any()", "blocked[k]"),
+    Mutant("a cause is not reported", "issue.py", "self.waited[-1].eq(self.freeing)", "self.waited[-1].eq(0)"),
+    Mutant(
+        "a register is not reset",
+        "cells.py",
+        "head, tail = Signal(bits_for(self._depth)), Signal(bits_for(self._depth))",
+        "head, tail = Signal(bits_for(self._depth), reset_less=True), Signal(bits_for(self._depth))",
+    ),
+)
+
+_PROGRAM = """
+import importlib.abc, importlib.machinery, importlib.util, json, sys
+order = json.load(sys.stdin)
+
+class Loader(importlib.machinery.SourceFileLoader):
+    def get_data(self, path):
+        data = super().get_data(path)
+        if path.endswith(".py"):
+            text = data.decode()
+            assert text.count(order["old"]) == 1, f"{text.count(order['old'])} places to change"
+            data = text.replace(order["old"], order["new"]).encode()
+        return data
+    def path_stats(self, path):
+        raise OSError("no compiled file stands for the changed one")
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == order["module"]:
+            return importlib.util.spec_from_file_location(name, order["path"], loader=Loader(name, order["path"]))
+
+sys.meta_path.insert(0, Finder())
+from gossamer.arch.spec import ArchSpec
+from gossamer.rtl.verilog import verilog
+sys.stdout.write(verilog(ArchSpec.from_dict(order["spec"])))
+"""
+
+
+def mutated(mutant: Mutant, spec: ArchSpec) -> str:
+    """The Verilog of a mutant. Raises RuntimeError when the change does not apply."""
+    order = {
+        "module": f"gossamer.rtl.{mutant.file.removesuffix('.py')}",
+        "path": str(ROOM / mutant.file),
+        "old": mutant.old,
+        "new": mutant.new,
+        "spec": spec.to_dict(),
+    }
+    done = subprocess.run([sys.executable, "-c", _PROGRAM], input=json.dumps(order), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{mutant.kind}: {done.stderr[-1000:]}")
+    return done.stdout
