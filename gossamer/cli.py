@@ -250,12 +250,25 @@ def inspect(
         ),
     ],
     toml: Annotated[bool, typer.Option("--toml", help="Print a spec as TOML, every number with its meaning.")] = False,
+    after: Annotated[
+        str | None, typer.Option(metavar="PASS", help="Print a model's graph as the compiler has it after a pass.")
+    ] = None,
+    dim: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Fix a dimension of the model; may be repeated.")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show what a spec, a model or a Program holds."""
     if toml and as_json:
         raise typer.BadParameter("--toml and --json exclude each other")
+    if after is not None:
+        graph = inspection.graph_after(target, after, _dims(dim or []))
+        if as_json:
+            _print_json({"kind": "graph", "after": after, "text": graph})
+        else:
+            typer.echo(graph)
+        return
     if toml:
         typer.echo(ArchSpec.load(target).to_toml(), nl=False)
         return

@@ -12,7 +12,7 @@ from gossamer.arch.program import MAGIC, HostStage, Program
 from gossamer.arch.run import EVENT_FIELDS, Run
 from gossamer.arch.spec import ArchSpec, preset_names
 
-__all__ = ["inspect", "inspect_model", "inspect_program", "inspect_run", "inspect_spec", "preset_table"]
+__all__ = ["graph_after", "inspect", "inspect_model", "inspect_program", "inspect_run", "inspect_spec", "preset_table"]
 
 
 def inspect(target: str | Path) -> dict[str, Any]:
@@ -44,6 +44,19 @@ def inspect(target: str | Path) -> dict[str, Any]:
 def _is_text(head: bytes) -> bool:
     """No byte of a text file is a control character, except white space; every ONNX file begins with one."""
     return not any(byte < 32 and byte not in b"\t\n\r\f" for byte in head)
+
+
+def graph_after(model: str | Path, name: str, dims: dict[str, int] | None = None) -> str:
+    """The compiler's graph of an ONNX model after one of its passes, as text; "import" is before all of them.
+
+    Raises ModelError when there is no such pass, or no such model.
+    """
+    from gossamer.compiler.passes import PASSES, import_model, run_passes
+
+    if name not in ("import", *PASSES):
+        raise ModelError(f"{name!r} is not a pass; passes are import, {', '.join(PASSES)}")
+    graph = import_model(Path(model), dims or None)
+    return str(graph if name == "import" else run_passes(graph, until=name))
 
 
 def inspect_spec(spec: ArchSpec) -> dict[str, Any]:

@@ -302,6 +302,22 @@ def test_compile_needs_spec_and_output() -> None:
     assert "Missing option '--output'" in misused(call("compile", DIGITS, "-s", "tiny"))
 
 
+@pytest.mark.parametrize(
+    ("name", "has"), [("import", "BatchNormalization"), ("fuse", "then relu"), ("sparsify", "2:8")]
+)
+def test_inspect_after_a_pass(name: str, has: str) -> None:
+    sparse = DIGITS.with_name("digits-2of8.onnx")
+    result = call("inspect", sparse, "--after", name)
+    assert result.exit_code == 0, result.output
+    assert has in result.stdout
+    assert json.loads(call("inspect", sparse, "--after", name, "--json").stdout)["after"] == name
+
+
+def test_inspect_after_no_such_pass() -> None:
+    message = refused(call("inspect", DIGITS, "--after", "bake"))
+    assert "'bake' is not a pass; passes are import, infer_shapes" in message
+
+
 # ---- run ----
 
 
