@@ -7,7 +7,7 @@ field covers must be zero.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -151,12 +151,13 @@ def waiter_mask(unit: Unit) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """A field of an instruction. `low` is the smallest legal value (1 for counts); `signed` is two's complement."""
+    """A field of an instruction. `low` and `high` bound it further than its bits; `signed` is two's complement."""
 
     name: str
     bits: int
     doc: str
     low: int = 0
+    high: int | None = None
     signed: bool = False
     start: int = 0
 
@@ -168,6 +169,8 @@ class Field:
     @property
     def maximum(self) -> int:
         """Largest legal value."""
+        if self.high is not None:
+            return self.high
         return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
 
@@ -175,15 +178,15 @@ def _place(*rows: Field, start: int = 0) -> tuple[Field, ...]:
     """Give consecutive bit positions to fields."""
     placed = []
     for row in rows:
-        placed.append(Field(name=row.name, bits=row.bits, doc=row.doc, low=row.low, signed=row.signed, start=start))
+        placed.append(replace(row, start=start))
         start += row.bits
     if start > 8 * WORD_BYTES:
         raise AssertionError(f"an instruction has {start} bits; {8 * WORD_BYTES} is the most")
     return tuple(placed)
 
 
-def _f(name: str, bits: int, doc: str, *, low: int = 0, signed: bool = False) -> Field:
-    return Field(name=name, bits=bits, doc=doc, low=low, signed=signed)
+def _f(name: str, bits: int, doc: str, *, low: int = 0, high: int | None = None, signed: bool = False) -> Field:
+    return Field(name=name, bits=bits, doc=doc, low=low, high=high, signed=signed)
 
 
 COMMON = _place(
@@ -203,8 +206,8 @@ _REGION = (
 
 FORMATS: dict[Op, tuple[Field, ...]] = {
     Op.LOAD: _place(
-        _f("kind", 3, "memory to fill: activation, output, weight, offset, parameter, table"),
-        _f("encoding", 3, "of weight steps: dense, index, mask; 0 for all other kinds"),
+        _f("kind", 3, "memory to fill: activation, output, weight, offset, parameter, table", high=max(LoadKind)),
+        _f("encoding", 3, "of weight steps: dense, index, mask; 0 for all other kinds", high=Encoding.MASK),
         _f("address", 32, "DRAM address of the first beat, in beats"),
         _f("dest", 20, "where to begin: beats (steps for weights, tables for tables)"),
         *_REGION,

@@ -52,7 +52,6 @@ def _load(get: Get, spec: ArchSpec) -> list[tuple[NDArray[np.bool_], str]]:
     for e in (Encoding.DENSE, Encoding.INDEX, Encoding.MASK):
         record[e] = record_bytes(spec, e)
     return [
-        (kind > max(LoadKind), f"kind must be from 0 to {int(max(LoadKind))}"),
         ((kind == LoadKind.TABLE) & (spec.tables == 0), "it has no tables"),
         (~weight & (encoding != 0), "encoding must be 0, except for weights"),
         (

@@ -303,3 +303,18 @@ def test_disassemble() -> None:
     assert disassemble(to_matrix([plain(Op.DRAIN, lo=-5)])[0]) == "DRAIN nx=1 ny=1 column_groups=1 lo=-5"
     with refused("opcode 9 is not legal (1..5)"):
         disassemble([9, 0, 0])
+
+
+@pytest.mark.parametrize(("name", "value", "most"), [("kind", 6, 5), ("encoding", 3, 2)])
+def test_codes_without_a_meaning_are_refused(name, value, most):
+    """Their bits would fit, but nothing reads them: by keyword, in the matrix form, and as a machine word."""
+    load = Instruction.make(Op.LOAD, beats=1, rows=1, blocks=1)
+    message = rf"LOAD\.{name} must be from 0 to {most}, not {value}"
+    with pytest.raises(ProgramError, match=message):
+        Instruction.make(Op.LOAD, beats=1, rows=1, blocks=1, **{name: value})
+    matrix = isa.to_matrix([load])
+    matrix[0, isa.column(Op.LOAD, name)] = value
+    with pytest.raises(ProgramError, match=message):
+        isa.check(matrix)
+    with pytest.raises(ProgramError, match=message):
+        isa.decode(isa.encode(matrix))

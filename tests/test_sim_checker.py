@@ -99,9 +99,7 @@ def test_the_legal_program_is_accepted() -> None:
 
 
 FIELDS = [
-    ("weight", {"kind": 6}, "kind must be from 0 to 5"),
     ("weight", {"encoding": 2}, r"its encodings are 0 \(DENSE\), 1 \(INDEX\)"),
-    ("weight", {"encoding": 3}, r"its encodings are 0"),
     ("offset", {"encoding": 1}, "encoding must be 0, except for weights"),
     ("weight", {"encoding": 1, "beats": 1}, "a load of weights must hold at least one record"),
     ("table", {"beats": 31}, "a load of tables must be a multiple of 256 bytes"),
