@@ -1,0 +1,89 @@
+"""The vector operations equal plain integers, in the processor's own form and in the portable one."""
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from numba import njit
+from numpy.typing import NDArray
+
+from gossamer.kernels.intrinsics import (
+    ALIGNMENT,
+    aligned_empty,
+    cpu_features,
+    mac_dense,
+    mac_select,
+    rows,
+    start,
+    store,
+)
+
+compiled = pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="there is no vector in plain Python")
+MODES = [pytest.param(None, id="native"), pytest.param((), id="portable")]
+
+
+@njit
+def dense_step(x: Any, w: Any, first: Any, out: Any, columns: int, mode: Any) -> None:
+    acc = start((0, 0, 0), (0, 0), first, 0)
+    acc = mac_dense(acc, (0, 0, 0), (0, 0), x, 4, x.shape[1], w, 0, mode)
+    store(acc, (0, 0), out, 0, out.shape[1] * 4, columns)
+
+
+@njit
+def select_step(x: Any, w: Any, first: Any, out: Any, mode: Any) -> None:
+    acc = start((0, 0), (0, 0), first, 0)
+    acc = mac_select(acc, (0, 0), rows((0, 0), x, 0, x.shape[1]), w, 0, mode)
+    store(acc, (0, 0), out, 0, out.shape[1] * 4, 32)
+
+
+def filled(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, extreme: bool) -> NDArray[Any]:
+    bounds = np.iinfo(dtype)
+    array = aligned_empty(shape, dtype)
+    array[...] = rng.choice([bounds.min, bounds.max], shape) if extreme else rng.integers(bounds.min, bounds.max, shape)
+    return array
+
+
+@compiled
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 32, 40])
+def test_dense_step(mode: Any, extreme: bool, columns: int) -> None:
+    """Three rows by two vectors; sums wrap, and columns beyond the last keep what they held."""
+    rng = np.random.default_rng(3)
+    x, w = filled(rng, (3, 8), np.uint8, extreme), filled(rng, (2, 16, 4), np.int8, extreme)
+    first = filled(rng, (32,), np.int32, extreme)
+    out = np.full((3, 32), 7, dtype=np.int32)
+    dense_step(x, w, first, out, columns, mode)
+    total = first + x[:, 4:].astype(np.int64) @ w.reshape(32, 4).T.astype(np.int64)
+    expected = total.astype(np.int32)
+    expected[:, columns:] = 7
+    assert np.array_equal(out, expected)
+
+
+@compiled
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("extreme", [False, True])
+def test_select_step(mode: Any, extreme: bool) -> None:
+    rng = np.random.default_rng(4)
+    x, values = filled(rng, (2, 64), np.uint8, extreme), filled(rng, (2, 16, 4), np.int8, extreme)
+    index = rng.integers(0, 64, (2, 16, 4))
+    w = aligned_empty((2, 2, 16, 4), np.int8)
+    w[:, 0], w[:, 1] = index, values
+    out = np.zeros((2, 32), dtype=np.int32)
+    select_step(x, w, np.zeros(32, dtype=np.int32), out, mode)
+    assert np.array_equal(out, (x[:, index].astype(np.int64) * values).sum(3).reshape(2, 32))
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (3, 5), (7, 64)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
+def test_aligned(shape: tuple[int, ...], dtype: Any) -> None:
+    array = aligned_empty(shape, dtype)
+    assert array.shape == shape
+    assert array.dtype == dtype
+    assert array.flags.c_contiguous
+    assert array.ctypes.data % ALIGNMENT == 0 or array.size == 0
+
+
+def test_features_are_names() -> None:
+    assert all(name and name[0] not in "+-" for name in cpu_features())
