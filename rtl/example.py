@@ -13,24 +13,25 @@ from gossamer.arch.stream import StepStream, encode_offsets, encode_steps, impli
 __all__ = ["example"]
 
 
-def example(spec: ArchSpec) -> tuple[Program, NDArray[np.uint8]]:
+def example(spec: ArchSpec, *, shift: int = 8, largest: int = 127, seed: int = 1) -> tuple[Program, NDArray[np.uint8]]:
     """A Program that multiplies one window by a dense matrix in every lane, and its memory at the end.
 
-    Codes are uint8 with zero point 0, weights random, every channel is scaled by 2**-8 and clamped to 0..255.
+    Codes are uint8 with zero point 0, weights random, every channel is scaled by 2**-shift and clamped to -128..127.
+    largest : of codes and weights; with small ones and a small shift, many sums lie halfway between two codes.
     """
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     beat, window = spec.axi_bytes, spec.activation_row_bytes
     steps = min(spec.group // spec.macs, spec.weight_steps, spec.offset_steps)
     shape = (steps, spec.columns, spec.macs)
-    values = rng.integers(-127, 128, shape, dtype=np.int8)
+    values = rng.integers(-largest, largest + 1, shape, dtype=np.int8)
     selects = np.broadcast_to(implied_selects(spec, steps), shape)
     stream = StepStream(offsets=np.zeros(steps, dtype=np.int64), values=values, selects=selects)
-    codes = rng.integers(0, 256, window, dtype=np.uint8)
-    bias = rng.integers(-5000, 5000, spec.columns, dtype=np.int32)
+    codes = rng.integers(0, largest + 1, window, dtype=np.uint8)
+    bias = rng.integers(-largest, largest + 1, spec.columns, dtype=np.int32)
 
     channels = np.zeros((-(-spec.columns * 8 // beat) * beat // 8 or 1, 2), dtype="<u4")
     channels[: spec.columns, 0] = bias.view(np.uint32)
-    channels[: spec.columns, 1] = 1 | 8 << 24
+    channels[: spec.columns, 1] = 1 | shift << 24
     out_beats = -(-spec.columns // beat)
     parts = [
         codes,
@@ -57,7 +58,7 @@ def example(spec: ArchSpec) -> tuple[Program, NDArray[np.uint8]]:
         Instruction.make(Op.MATMUL, wait=after[2], post=1 << to_drain, steps=steps, nx=1, ny=1),
         Instruction.make(
             Op.DRAIN, wait=after[4] | 1 << to_drain, post=1 << to_store,
-            nx=1, ny=1, column_groups=spec.column_groups, lo=0, hi=255,
+            nx=1, ny=1, column_groups=spec.column_groups, lo=-128, hi=127,
         ),
         Instruction.make(
             Op.STORE, wait=1 << to_store, address=int(starts[-1]), beats=out_beats, rows=spec.lanes, blocks=1,
@@ -78,7 +79,11 @@ def example(spec: ArchSpec) -> tuple[Program, NDArray[np.uint8]]:
     chosen = codes[selects].astype(np.int64) * values
     acc = chosen.sum(axis=(0, 2)).astype(np.int32)
     ones = np.ones(spec.columns, dtype=np.int64)
-    result = requantise(acc, bias, Requant(multiplier=ones, shift=8 * ones, lo=0, hi=255)).astype(np.uint8)
+    result = (
+        requantise(acc, bias, Requant(multiplier=ones, shift=shift * ones, lo=-128, hi=127))
+        .astype(np.int8)
+        .view(np.uint8)
+    )
     expected = image.copy()
     at = int(starts[-1]) * beat
     for r in range(spec.lanes):

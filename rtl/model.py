@@ -39,7 +39,6 @@ class Memory:
 
     stall : of 256, how often an address, a beat or a response is held back.  seed : of that.
     fetch_error, read_error, write_error : number of the beat, beat and burst that gets an error response; -1 for none.
-    limit : cycles after which a stage is given up.
     """
 
     stall: int = 0
@@ -47,17 +46,25 @@ class Memory:
     fetch_error: int = -1
     read_error: int = -1
     write_error: int = -1
-    limit: int = 100_000_000
 
 
 class Model:
     """A spec's hardware, ready to run stages one after the other. Registers and memories start from random bits.
 
     seed : of those bits.  wave : a VCD file to write.  text : other Verilog than the spec's own.
+    limit : cycles after which a stage is given up.
     """
 
-    def __init__(self, spec: ArchSpec, *, seed: int = 1, wave: Path | None = None, text: str | None = None) -> None:
-        self.spec = spec
+    def __init__(
+        self,
+        spec: ArchSpec,
+        *,
+        seed: int = 1,
+        wave: Path | None = None,
+        text: str | None = None,
+        limit: int = 100_000_000,
+    ) -> None:
+        self.spec, self._limit = spec, limit
         self._c = ctypes.CDLL(str(library(spec, wave=wave is not None, text=text)))
         self._c.gossamer_create.restype = ctypes.c_void_p
         self._c.gossamer_create.argtypes = [ctypes.c_int64, ctypes.c_char_p]
@@ -112,7 +119,7 @@ class Model:
         """One stage from its machine words; `dram` is changed in place.
 
         Raises HardwareError for an error code, and SimulationError when the hardware broke a rule of the bus or of
-        the event log, or ran longer than the memory's limit.
+        the event log, or ran longer than the limit.
         """
         spec, count, memory = self.spec, len(words), memory or Memory()
         program = np.ascontiguousarray(words).reshape(-1)
@@ -120,7 +127,7 @@ class Model:
             [
                 spec.read_latency, spec.beat_interval, spec.burst_gap, spec.write_latency, spec.axi_bytes,
                 spec.fetch_bytes, memory.stall, memory.seed, memory.fetch_error, memory.read_error,
-                memory.write_error, memory.limit,
+                memory.write_error, self._limit,
             ],
             dtype=np.int64,
         )  # fmt: skip
@@ -131,7 +138,7 @@ class Model:
             events.ctypes.data, count, addresses.ctypes.data,
         )  # fmt: skip
         if code == 1:
-            raise SimulationError(f"the hardware did not finish within {memory.limit} cycles")
+            raise SimulationError(f"the hardware did not finish within {self._limit} cycles")
         error = ErrorCode(self.register("error"))
         if error is not ErrorCode.NONE:
             raise HardwareError(error, self.register("error_index"))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import gossamer
+from gossamer.rtl.example import example
 from gossamer.rtl.model import Memory, Model
 from gossamer.verification import Verification, verify
 from tests.support.rtl_specs import SMALL_SPECS, needs_hardware_tools
@@ -42,6 +43,16 @@ def test_random_back_pressure(model: Model, stall: int) -> None:
     for seed in range(100, 106):
         found = compared(model, seed, Memory(stall=stall, seed=seed))
         assert found.difference is None, f"program {seed}"
+
+
+@pytest.mark.parametrize("shift", [1, 2, 3, 5])
+def test_halfway_between_codes(model: Model, shift: int) -> None:
+    """Round half to even, positive and negative: small sums and small shifts meet it in every other column."""
+    for seed in range(5):
+        program, expected = example(model.spec, shift=shift, largest=3, seed=seed)
+        found = verify(program, model=model)
+        assert found.difference is None
+        assert np.array_equal(found.hardware.memory, expected)
 
 
 def test_runs_leave_nothing_behind(model: Model) -> None:

@@ -16,13 +16,13 @@ from tests.support.value_programs import random_program
 
 pytestmark = needs_hardware_tools
 
-LIMIT = 100_000
+LIMIT = 3_000_000
 make = Instruction.make
 
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[Model]:
-    with Model(SMALL_SPECS["tiny"]) as made:
+    with Model(SMALL_SPECS["tiny"], limit=LIMIT) as made:
         yield made
 
 
@@ -34,7 +34,7 @@ def failure(model: Model, words: NDArray[np.uint8], **memory: int) -> tuple[Erro
     """The error that a program ends with; afterwards the machine runs a good program as ever."""
     dram = np.zeros(1 << 16, dtype=np.uint8)
     with pytest.raises(HardwareError) as caught:
-        model.run_words("bad", words, dram, Memory(limit=LIMIT, **memory))
+        model.run_words("bad", words, dram, Memory(**memory))
     program = random_program(np.random.default_rng(1), model.spec, 10)
     assert verify(program, model=model).difference is None
     return caught.value.code, caught.value.index
@@ -153,7 +153,7 @@ def test_random_words(model: Model) -> None:
             for _ in range(int(rng.integers(1, 4))):
                 words[rng.integers(len(words)), rng.integers(32)] ^= 1 << rng.integers(8)
         try:
-            model.run_words("noise", words, np.zeros(1 << 16, dtype=np.uint8), Memory(limit=3_000_000))
+            model.run_words("noise", words, np.zeros(1 << 16, dtype=np.uint8))
         except HardwareError as error:
             codes.add(error.code)
         except SimulationError as error:
