@@ -5,6 +5,7 @@ row i = r div G of the grid.
 
 LOAD takes beats in the order blocks, rows, beats: beat (b, y, x) stands in DRAM at
     (address + b * block_stride + y * row_stride + x) * B.
+A region has at most REGION_ROWS rows in all.
   ACTIVATION, OUTPUT  lane (i, j) keeps a beat if lx = x - j * step_beats and ly = y - i * step_rows are within
                       tile_beats and tile_rows, at beat dest + (b * tile_rows + ly) * tile_beats + lx of its bank
                       (activation bank or output buffer). One beat may serve several lanes: halos are read once.
@@ -53,7 +54,11 @@ from gossamer.arch.jit import jit
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.stream import record_bytes
 
-__all__ = ["Accesses", "Space", "accesses", "capacities", "dependencies", "offset_ranges"]
+__all__ = ["REGION_ROWS", "Accesses", "Space", "accesses", "capacities", "dependencies", "offset_ranges"]
+
+
+REGION_ROWS = 1 << 16
+"""Most rows * blocks of a LOAD or a STORE, so that no legal instruction keeps a simulator busy for minutes."""
 
 
 class Space(IntEnum):

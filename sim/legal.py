@@ -6,7 +6,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from gossamer.arch.access import Accesses, Space, accesses, capacities, offset_ranges
+from gossamer.arch.access import REGION_ROWS, Accesses, Space, accesses, capacities, offset_ranges
 from gossamer.arch.errors import GossamerError, ProgramError
 from gossamer.arch.isa import Encoding, LoadKind, Op, column, disassemble
 from gossamer.arch.numerics import RESIDUAL_SHIFT_MAX, RESIDUAL_SHIFT_MIN
@@ -52,6 +52,7 @@ def _load(get: Get, spec: ArchSpec) -> list[tuple[NDArray[np.bool_], str]]:
     for e in (Encoding.DENSE, Encoding.INDEX, Encoding.MASK):
         record[e] = record_bytes(spec, e)
     return [
+        _region(get),
         ((kind == LoadKind.TABLE) & (spec.tables == 0), "it has no tables"),
         (~weight & (encoding != 0), "encoding must be 0, except for weights"),
         (
@@ -98,12 +99,17 @@ def _drain(get: Get, spec: ArchSpec) -> list[tuple[NDArray[np.bool_], str]]:
     ]
 
 
+def _region(get: Get) -> tuple[NDArray[np.bool_], str]:
+    return get("rows") * get("blocks") > REGION_ROWS, f"rows * blocks must be at most {REGION_ROWS}"
+
+
 def _store(get: Get, spec: ArchSpec) -> list[tuple[NDArray[np.bool_], str]]:
     across = -(-get("beats") // get("tile_beats"))
     down = -(-get("rows") // get("tile_rows"))
     width = 1 << get("grid")
     last = (down - 1) * width + across
     return [
+        _region(get),
         _grid(get, spec),
         (
             (across > width) | (last > spec.lanes),

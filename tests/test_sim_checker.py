@@ -106,6 +106,8 @@ FIELDS = [
     ("activation", {"tile_beats": 0}, "tile_beats and tile_rows must be at least 1"),
     ("activation", {"grid": 2}, r"grid must be at most 1 \(2 lanes\)"),
     ("store", {"grid": 2}, r"grid must be at most 1 \(2 lanes\)"),
+    ("offset", {"rows": 4095, "blocks": 4095}, "rows \\* blocks must be at most 65536"),
+    ("store", {"rows": 4095, "blocks": 17}, "rows \\* blocks must be at most 65536"),
     ("store", {"rows": 2}, r"its region needs more lanes than the grid has \(2 in all\)"),
     ("store", {"beats": 3}, r"its region needs more lanes than the grid has \(2 in all\)"),
     ("matmul", {"nx": 3, "ny": 2}, r"acc_base \+ nx \* ny must be at most depth \(4\)"),
