@@ -18,7 +18,7 @@ class Decoder(wiring.Component):
     """Combinational. `error` is an ErrorCode (NONE for a legal word), `op` the opcode.
 
     An opcode that is not in the table is ILLEGAL_OPCODE; a mask that names another unit's semaphore is
-    ILLEGAL_SEMAPHORE; a value below its field's smallest, a bit outside of every field, and a LOAD of a kind or an
+    ILLEGAL_SEMAPHORE; a value out of its field's bounds, a bit outside of every field, and a LOAD of a kind or an
     encoding that this machine does not have are ILLEGAL_FIELD.
     """
 
@@ -37,6 +37,8 @@ class Decoder(wiring.Component):
             for f in FORMATS[op]:
                 if f.low:
                     faults.append(field_value(self.word, f) < f.low)
+                if f.high is not None:
+                    faults.append(field_value(self.word, f) > f.high)
             if op is Op.LOAD:
                 faults.append(self._bad_load())
             fault = Const(0, 1)
@@ -60,9 +62,7 @@ class Decoder(wiring.Component):
         fields = {f.name: f for f in FORMATS[Op.LOAD]}
         kind = field_value(self.word, fields["kind"])
         encoding = field_value(self.word, fields["encoding"])
-        absent = kind > max(LoadKind)
-        if not self._spec.tables:
-            absent = absent | (kind == LoadKind.TABLE)
+        absent: Any = Const(0, 1) if self._spec.tables else kind == LoadKind.TABLE
         known = Const(0, 1)
         for e in legal_encodings(self._spec):
             known = known | (encoding == e)

@@ -79,8 +79,10 @@ def test_counts_of_zero(model: Model, op: Op) -> None:
 
 @pytest.mark.parametrize(("kind", "encoding"), [(6, 0), (7, 0), (2, 2), (2, 3), (2, 7), (0, 1)])
 def test_loads_this_machine_has_not(model: Model, kind: int, encoding: int) -> None:
-    fields = {"kind": kind, "encoding": encoding}
-    assert failure(model, words_of([load(**fields), END])) == (ErrorCode.ILLEGAL_FIELD, 0)
+    matrix = isa.to_matrix([load(), END])
+    matrix[0, isa.column(Op.LOAD, "kind")] = kind
+    matrix[0, isa.column(Op.LOAD, "encoding")] = encoding
+    assert failure(model, isa.encode(matrix)) == (ErrorCode.ILLEGAL_FIELD, 0)
 
 
 def test_semaphore_of_another_unit(model: Model) -> None:
