@@ -1,15 +1,21 @@
 """CPU reference kernels: exact integer arithmetic that the simulator and the tests rely on.
 
 formats: what a sparse weight is.  matmul, conv, pool, stream: sums and maxima in int32.  epilogue: back to 8 bits.
-bounds: the proof that int32 is enough. Public functions check what they are given; the compiled ones under them,
+bounds: the proof that int32 is enough.
+
+pack, fast: the same sums by vector instructions, for a weight laid out once. choose: which kernel that is, and why.
+Public functions check what they are given; the compiled ones under them,
 private, trust it. Nothing is compiled before its first call.
 """
 
 from gossamer.kernels.bounds import max_accumulator
+from gossamer.kernels.choose import Decision, choose
 from gossamer.kernels.conv import conv2d, window_count
 from gossamer.kernels.epilogue import requantise
+from gossamer.kernels.fast import packed_linear, packed_matmul
 from gossamer.kernels.formats import BSR, CSR, NM, Dense, Weight
 from gossamer.kernels.matmul import bsr_matmul, csr_matmul, dense_matmul, nm_matmul, spmm
+from gossamer.kernels.pack import Packed, pack
 from gossamer.kernels.pool import max_pool2d, sum_pool2d
 from gossamer.kernels.stream import stream_matmul
 
@@ -17,15 +23,21 @@ __all__ = [
     "BSR",
     "CSR",
     "NM",
+    "Decision",
     "Dense",
+    "Packed",
     "Weight",
     "bsr_matmul",
+    "choose",
     "conv2d",
     "csr_matmul",
     "dense_matmul",
     "max_accumulator",
     "max_pool2d",
     "nm_matmul",
+    "pack",
+    "packed_linear",
+    "packed_matmul",
     "requantise",
     "spmm",
     "stream_matmul",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gossamer.arch.errors import ModelError
 from gossamer.arch.numerics import code_range
 
-__all__ = ["check_array", "check_int", "check_zero_point", "to_int_tuple", "to_operand"]
+__all__ = ["check_array", "check_int", "check_per_channel", "check_zero_point", "to_int_tuple", "to_operand"]
 
 
 def check_array(name: str, array: object, dtypes: Sequence[type[np.generic]], ndim: int | None = None) -> None:
@@ -32,6 +32,17 @@ def check_int(name: str, value: object, low: int, high: int | None = None) -> in
     if value < low or (high is not None and value > high):
         raise ModelError(f"{name} must be {legal}, not {int(value)}")
     return int(value)
+
+
+def check_per_channel(name: str, value: NDArray[np.int64], channels: int, low: int, high: int) -> NDArray[np.int64]:
+    """Parameters int64 [channels] within [low, high], C-contiguous."""
+    check_array(name, value, [np.int64], 1)
+    if value.shape != (channels,):
+        raise ModelError(f"{name} must have shape ({channels},), one a channel, not {value.shape}")
+    wrong = np.flatnonzero((value < low) | (value > high))
+    if wrong.size:
+        raise ModelError(f"{name}[{wrong[0]}] must be from {low} to {high}, not {value[wrong[0]]}")
+    return np.ascontiguousarray(value)
 
 
 def to_int_tuple(name: str, value: Sequence[int], count: int, low: int) -> tuple[int, ...]:

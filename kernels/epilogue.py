@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from gossamer.arch.errors import ModelError
 from gossamer.arch.jit import jit
 from gossamer.arch.numerics import MULTIPLIER_BITS, SHIFT_MAX, SHIFT_MIN, Requant
-from gossamer.kernels.checks import check_array, check_int
+from gossamer.kernels.checks import check_array, check_int, check_per_channel
 
 __all__ = ["requantise"]
 
@@ -43,8 +43,8 @@ def requantise(
     check_array("bias", bias, [np.int32], 1)
     if bias.shape != (channels,):
         raise ModelError(f"bias must have shape ({channels},), one a channel, not {bias.shape}")
-    multiplier = _per_channel("multiplier", q.multiplier, channels, 0, (1 << MULTIPLIER_BITS) - 1)
-    shift = _per_channel("shift", q.shift, channels, SHIFT_MIN, SHIFT_MAX)
+    multiplier = check_per_channel("multiplier", q.multiplier, channels, 0, (1 << MULTIPLIER_BITS) - 1)
+    shift = check_per_channel("shift", q.shift, channels, SHIFT_MIN, SHIFT_MAX)
     if q.lo > q.hi:
         raise ModelError(f"lo must be at most hi ({q.hi}), not {q.lo}")
     # Outer, channel, inner: one kernel for channels anywhere. An array with no elements stands for an absent one,
@@ -80,16 +80,6 @@ def requantise(
         out,
     )
     return out.reshape(acc.shape)
-
-
-def _per_channel(name: str, value: NDArray[np.int64], channels: int, low: int, high: int) -> NDArray[np.int64]:
-    check_array(name, value, [np.int64], 1)
-    if value.shape != (channels,):
-        raise ModelError(f"{name} must have shape ({channels},), one a channel, not {value.shape}")
-    wrong = np.flatnonzero((value < low) | (value > high))
-    if wrong.size:
-        raise ModelError(f"{name}[{wrong[0]}] must be from {low} to {high}, not {value[wrong[0]]}")
-    return np.ascontiguousarray(value)
 
 
 @jit

@@ -22,12 +22,13 @@ Addresses are an array and an offset in bytes; nothing is checked. Whatever lies
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]  # it has no types of its own
 from numba.core import cgutils as _cgutils
-from numba.core import types
+from numba.core import config, types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ __all__ = [
     "Vectors",
     "aligned_empty",
     "cpu_features",
+    "has_vectors",
     "mac_dense",
     "mac_select",
     "rows",
@@ -70,11 +72,17 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return array
 
 
+@cache
 def cpu_features() -> frozenset[str]:
     """Features that numba generates code for, in LLVM's names: {"avx2", "avx512vnni", ...}."""
     from numba.core.registry import cpu_target  # the code generator starts here, not at import
 
     return _enabled(cpu_target.target_context)
+
+
+def has_vectors() -> bool:
+    """Whether functions are compiled at all: in plain Python (NUMBA_DISABLE_JIT=1) there are no vectors."""
+    return not vars(config)["DISABLE_JIT"]
 
 
 def _enabled(context: Any) -> frozenset[str]:
@@ -184,6 +192,11 @@ class _Site:
         return self.builder.call(function, [pointer, ir.Constant(_I32, 1), mask, _splat(vector, 0)])
 
 
+def _operation_of_any_type(function: Callable[..., tuple[Any, Any]]) -> Any:
+    """numba's intrinsic: called without the typing context, which a type checker cannot see."""
+    return intrinsic(function)
+
+
 def _is_portable(mode: Any) -> bool:
     return not isinstance(mode, types.NoneType)
 
@@ -198,7 +211,7 @@ def _operation(result: Any, arguments: tuple[Any, ...], body: Callable[[_Site], 
     return result(*integers), generate
 
 
-@intrinsic
+@_operation_of_any_type
 def start(typingctx: Any, height: Any, width: Any, first: Any, offset: Any) -> tuple[Any, Any]:
     """start(height, width, first, offset): a tile of height x width; row r, vector c = first[offset + 64 * c : ][:16].
 
@@ -212,7 +225,7 @@ def start(typingctx: Any, height: Any, width: Any, first: Any, offset: Any) -> t
     return _operation(Vectors(len(height) * len(width)), (height, width, first, offset), body)
 
 
-@intrinsic
+@_operation_of_any_type
 def rows(typingctx: Any, height: Any, x: Any, offset: Any, stride: Any) -> tuple[Any, Any]:
     """rows(height, x, offset, stride): a tile of the 64 bytes at x[offset + r * stride], one vector a row."""
 
@@ -223,7 +236,7 @@ def rows(typingctx: Any, height: Any, x: Any, offset: Any, stride: Any) -> tuple
     return _operation(Vectors(len(height)), (height, x, offset, stride), body)
 
 
-@intrinsic
+@_operation_of_any_type
 def mac_dense(
     typingctx: Any, acc: Any, height: Any, width: Any, x: Any, offset: Any, stride: Any, w: Any, first: Any, mode: Any
 ) -> tuple[Any, Any]:
@@ -246,7 +259,7 @@ def mac_dense(
     return _operation(acc, (acc, height, width, x, offset, stride, w, first, mode), body)
 
 
-@intrinsic
+@_operation_of_any_type
 def mac_select(typingctx: Any, acc: Any, width: Any, seen: Any, w: Any, first: Any, mode: Any) -> tuple[Any, Any]:
     """mac_select(acc, width, seen, w, first, mode): acc[r, c] += dot4(seen[r] picked by index[c], weights[c]).
 
@@ -268,7 +281,7 @@ def mac_select(typingctx: Any, acc: Any, width: Any, seen: Any, w: Any, first: A
     return _operation(acc, (acc, width, seen, w, first, mode), body)
 
 
-@intrinsic
+@_operation_of_any_type
 def store(typingctx: Any, acc: Any, width: Any, out: Any, offset: Any, stride: Any, columns: Any) -> tuple[Any, Any]:
     """store(acc, width, out, offset, stride, columns): row r of the tile to int32 out, `stride` bytes a row.
 
@@ -287,7 +300,7 @@ def store(typingctx: Any, acc: Any, width: Any, out: Any, offset: Any, stride: A
     return _operation(types.none, (acc, width, out, offset, stride, columns), body)
 
 
-@intrinsic
+@_operation_of_any_type
 def store_codes(
     typingctx: Any,
     acc: Any,
