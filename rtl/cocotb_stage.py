@@ -20,7 +20,7 @@ async def run_stage(dut: Any) -> None:
     at = {r.name: r.address for r in REGISTERS}
     dut.dump.value = 0
     dut.rst.value = 1
-    cocotb.start_soon(Clock(dut.clk, 10, unit="ns").start())
+    Clock(dut.clk, 10, unit="ns").start()
     host = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "host"), dut.clk, dut.rst)
     await ClockCycles(dut.clk, 4)
     dut.rst.value = 0
