@@ -1,4 +1,4 @@
-"""The command line: `gossamer compile`, `run`, `inspect`, `rtl`, `verify`, `presets`, `schema`.
+"""The command line: `gossamer compile`, `run`, `inspect`, `rtl`, `synth`, `verify`, `presets`, `schema`.
 
 What a command finds goes to stdout, as text or with --json as one JSON document; everything else goes to stderr.
 Exit codes: 0 done; 1 Gossamer refused, the reason is the line on stderr; 2 the command line is wrong; 3 a bug.
@@ -350,6 +350,36 @@ def verify(
             typer.echo(f"{name.replace('_', ' '):<16} {value if isinstance(value, str) else f'{value:,}'}")
     if found.difference is not None:
         raise typer.Exit(1)
+
+
+@_command
+def synth(
+    spec: Annotated[
+        str,
+        typer.Argument(
+            metavar="SPEC", help="TOML file or preset name.", autocompletion=_complete_spec, show_default=False
+        ),
+    ],
+    liberty: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A liberty file of standard cells; may be repeated."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="TARGET", help="cells (with --liberty), generic or ecp5.", show_default=False),
+    ] = None,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Give up after so long.", min=1)] = 3600,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Synthesise an accelerator with Yosys: cells, area, LUTs, DSPs and memory bits of each component."""
+    from gossamer.rtl.synth import synthesise
+
+    found = synthesise(ArchSpec.load(spec), target, liberty or [], timeout=timeout)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        typer.echo("\n".join(found.lines()))
 
 
 @_command
