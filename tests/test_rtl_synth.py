@@ -1,4 +1,4 @@
-"""Hardware cost: counts add up, the array has the multipliers the spec says, dense pays nothing for sparsity."""
+"""Hardware cost: what is refused, and that every module has a component."""
 
 from importlib.util import find_spec
 from pathlib import Path
