@@ -97,7 +97,7 @@ class LayerNote:
     mapping: str = ""
 
     def bound(self, spec: ArchSpec) -> float:
-        """Lower bound in cycles: the array, the read bus or the write bus, whichever needs most."""
+        """Lower bound in cycles of the layer by itself: the array, the read bus or the write bus needs most."""
         return max(self.mac_cycles, self.read_beats * spec.beat_interval, self.write_beats * spec.beat_interval)
 
 
@@ -140,6 +140,23 @@ class Program:
     def accelerator_stages(self) -> tuple[AcceleratorStage, ...]:
         """The stages that run on the array."""
         return tuple(s for s in self.stages if isinstance(s, AcceleratorStage))
+
+    @property
+    def bound(self) -> float:
+        """Lower bound in cycles of all accelerator stages.
+
+        In each stage the array, the read bus or the write bus needs most for all layers together. It is less than
+        the sum of the layers' own bounds, since what one layer loads can hide behind another's work.
+        """
+        total, interval = 0.0, self.spec.beat_interval
+        for stage in self.accelerator_stages:
+            notes = [n for n in self.layers if stage.first <= n.first < stage.first + stage.count]
+            total += max(
+                sum(n.mac_cycles for n in notes),
+                sum(n.read_beats for n in notes) * interval,
+                sum(n.write_beats for n in notes) * interval,
+            )
+        return total
 
     # ---- the file ----
 

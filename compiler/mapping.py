@@ -80,7 +80,9 @@ def bound(problem: Problem, streams: tuple[UnitStreams, ...]) -> tuple[float, in
     rows, pixels = problem.out
     steps = sum(int(s.steps.sum()) for s in streams)
     array = steps * problem.images * rows * pixels / spec.lanes
-    weights = sum(t.beats(spec) for s in streams for t in s.tiles)
+    # Column tiles with the same records (poolings, identities) need them only once.
+    distinct = {(t.stream.values.tobytes(), t.stream.selects.tobytes()): t for s in streams for t in s.tiles}
+    weights = sum(t.beats(spec) for t in distinct.values())
     n, k = problem.output.shape[:2]
     inputs = sum(p.shape[0] * p.shape[1] * p.shape[2] * p.shape[3] for p in problem.inputs)
     outputs = n * k * rows * pixels

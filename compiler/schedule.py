@@ -464,10 +464,10 @@ class _Builder:
     def _parameter_chunk(self, data: NDArray[np.uint8], output_block: int, macro: _Macro) -> tuple[Chunk, int]:
         """The chunk with an output block's parameters, and its first PPU-wide group there.
 
-        All blocks of the layer stand together if they take half of the memory at most.
+        All blocks of the layer stand together if they take half of the memory at most, or there is only one.
         """
         spec = self.spec
-        together = data.size <= spec.parameter_channels * 8 // 2
+        together = len(data) == 1 or data.size <= spec.parameter_channels * 8 // 2
         part = (data if together else data[output_block]).reshape(-1)
         kept = self.for_layer if together else self.kept
         key = ("parameter", () if together else (output_block, macro.image, macro.y, macro.x))

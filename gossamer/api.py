@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ def compile(
     method : minmax, percentile or entropy.  signed : int8 activations instead of uint8.
     progress : called as (what, done, total).
 
+    Warns of every layer that cannot hold the pattern asked for and is left as it is.
     Raises SpecError, ModelError, or CapacityError when a layer does not fit the spec's buffers.
     """
     from gossamer.compiler.backend import build_program
@@ -57,6 +59,9 @@ def compile(
             signed=signed,
             progress=_by_name(progress) if progress else None,
         )
+    for note in network.notes:  # wishes that a layer could not hold must not pass in silence
+        if "left as it is" in note:
+            warnings.warn(note, stacklevel=2)
     return build_program(network, arch, progress)
 
 

@@ -138,7 +138,7 @@ def inspect_run(run: Run, *, trace: bool = False) -> dict[str, Any]:
         "spec": spec.name,
         "cycles": run.cycles,
         "seconds": run.seconds,
-        "bound_cycles": sum(note.bound(spec) for note in program.layers),
+        "bound_cycles": program.bound,
         "utilisation": useful / slots if useful and slots else None,
         "outputs": [{"name": n, "dtype": str(v.dtype), "shape": list(v.shape)} for n, v in run.outputs.items()],
         "stages": [{"name": stage.name, "cycles": stage.cycles} for stage in run.stages],

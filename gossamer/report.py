@@ -183,7 +183,7 @@ def _show_run(facts: dict[str, Any]) -> None:
         ((u["unit"], u["busy"], f"{u['busy'] / total:.0%}", _causes(u["stalls"])) for u in facts["units"]),
     )
     for host in facts["host"]:
-        _line(f"on the host: {host['name']}: {host['reason']}")
+        _line(f"on the host, its time not counted: {host['name']}: {host['reason']}")
     for event in facts.get("events", ()):
         print(f"{event['stage']}\t{event['start']}\t{event['end']}\t{event['unit']}\t{event['instruction']}")
 

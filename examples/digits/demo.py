@@ -143,7 +143,7 @@ def show_cycles(rows: dict[str, tuple[int, int, list[Result]]]) -> None:
                 f"{r.run.cycles:,}",
                 f"{r.run.seconds * 1e6:.1f}",
                 f"{base / r.run.cycles:.2f}x",
-                f"{sum(n.bound(r.spec) for n in r.program.layers):,.0f}",
+                f"{r.program.bound:,.0f}",
                 f"{counters['busy_matmul'] / r.run.cycles:.0%}",
                 f"{bytes_moved * r.spec.axi_bytes / 1024:,.0f}",
             )
