@@ -97,6 +97,7 @@ def preset_table() -> list[dict[str, Any]]:
 def inspect_program(program: Program) -> dict[str, Any]:
     """What a Program holds: its spec, inputs, outputs, stages, layers, instructions and memory."""
     opcodes = program.instructions[:, 0].tolist()
+    macs = sum(note.macs for note in program.layers) + sum(s.macs for s in program.stages if isinstance(s, HostStage))
     return {
         "kind": "program",
         "name": program.name,
@@ -107,7 +108,14 @@ def inspect_program(program: Program) -> dict[str, Any]:
         "dram_bytes": program.dram_bytes,
         "image_bytes": sum(segment.data.size for segment in program.segments),
         "stages": [
-            {"name": stage.name, "on": "host", "reason": stage.reason, "operators": list(stage.ops)}
+            {
+                "name": stage.name,
+                "on": "host",
+                "reason": stage.reason,
+                "operators": list(stage.ops),
+                "macs": stage.macs,
+                "mac_share": stage.macs / macs if macs else 0.0,
+            }
             if isinstance(stage, HostStage)
             else {"name": stage.name, "on": "accelerator", "instructions": stage.count}
             for stage in program.stages

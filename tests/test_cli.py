@@ -181,7 +181,7 @@ def test_inspect_program(program_file: Path) -> None:
     text = call("inspect", program_file).stdout
     assert "program by-hand for spec small" in text
     assert "2 instructions: 1 LOAD, 1 END" in text
-    assert "on the host: tail (Softmax), because Softmax is not a layer" in text
+    assert "on the host: tail (Softmax), 0.0% of all MACs: Softmax is not a layer" in text
     facts = json.loads(call("inspect", program_file, "--json").stdout)
     assert facts["kind"] == "program"
     assert facts["outputs"] == [{"name": "logits", "dtype": "float32", "shape": [1, 10]}]
