@@ -27,8 +27,8 @@ def main() -> None:
     args = parser.parse_args()
     spec, console = ArchSpec.load(args.spec), Console(width=150)
     for name in args.workloads:
-        total = bound = predicted = 0.0
-        shown: dict[tuple[str, ...], tuple[float, float, float, str, int]] = {}
+        total = bound = 0.0
+        shown: dict[tuple[str, ...], tuple[float, float, str, int]] = {}
         begin = time.perf_counter()
         for row in read(name):
             key = tuple(v for k, v in row.items() if k != "layer")
@@ -37,16 +37,16 @@ def main() -> None:
                 program = build_program(layer_network(row, args.pattern), spec)
                 cycles = simulate(program, values=False).cycles
                 note = program.layers[0]
-                shown[key] = (cycles, note.bound(spec), 0.0, note.mapping, len(program.instructions))
-            cycles, low, cost, _, _ = shown[key]
-            total, bound, predicted = total + count * cycles, bound + count * low, predicted + count * cost
+                shown[key] = (cycles, note.bound(spec), note.mapping, len(program.instructions))
+            cycles, low, _, _ = shown[key]
+            total, bound = total + count * cycles, bound + count * low
         seconds = time.perf_counter() - begin
         table = Table(title=f"{name} on {spec.name}, {args.pattern}: {total:,.0f} cycles, bound {bound:,.0f}, "
                       f"ratio {total / bound:.3f} ({len(shown)} different layers, {seconds:.1f} s)")  # fmt: skip
         for column in ("kind", "shape", "cycles", "bound", "ratio", "instructions", "mapping"):
             table.add_column(column)
         worst = sorted(shown.items(), key=lambda kv: kv[1][1] - kv[1][0])
-        for key, (cycles, low, _, mapping, instructions) in worst[: args.worst]:
+        for key, (cycles, low, mapping, instructions) in worst[: args.worst]:
             text = "x".join(v for v in key[2:15] if v)
             numbers = (f"{cycles:,.0f}", f"{low:,.0f}", f"{cycles / low:.3f}", str(instructions))
             table.add_row(key[1], text, *numbers, mapping)
