@@ -1,6 +1,7 @@
 """What the command line shows to people: tables on stdout, progress on stderr."""
 
 import os
+import sys
 import threading
 from collections.abc import Iterable
 from types import TracebackType
@@ -19,9 +20,9 @@ PATIENCE_SECONDS = 1.0
 
 
 class Progress:
-    """A bar on stderr for work that takes longer than a second; nothing where stderr is not a terminal.
+    """A bar on stderr for work that takes longer than a second. Called as progress(stage, done, total), 0 if unknown.
 
-    Called as progress(stage, done, total), with total 0 for work of unknown length.
+    Where stderr is not a terminal there is no bar, but one line when numba has to compile: the wait that surprises.
     """
 
     def __init__(self) -> None:
@@ -38,11 +39,35 @@ class Progress:
         self._timer = threading.Timer(PATIENCE_SECONDS, self._bar.start)
         self._timer.daemon = True
         self._wanted = console.is_terminal
+        self._compiling = threading.Event()
+
+    def _compiles(self) -> None:
+        """Numba begins to compile a function. Once for all of them: each takes a second or less."""
+        if self._compiling.is_set():
+            return
+        self._compiling.set()
+        if self._wanted:
+            self._bar.update(self._task, description="compiling the simulator for this machine, once")
+        else:
+            print("Compiling the simulator for this machine, once; this takes up to half a minute.", file=sys.stderr)
 
     def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
         self._bar.update(self._task, description=stage, completed=done, total=total or None)
 
     def __enter__(self) -> Self:
+        from numba.core import event  # not for those who only import this module
+
+        notice = self._compiles
+
+        class Notice(event.Listener):
+            def on_start(self, event: object) -> None:
+                notice()
+
+            def on_end(self, event: object) -> None:
+                pass
+
+        self._kind, self._listener = "numba:compile", Notice()
+        event.register(self._kind, self._listener)  # type: ignore[no-untyped-call]
         if self._wanted:
             self._timer.start()
         return self
@@ -50,6 +75,9 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        from numba.core import event
+
+        event.unregister(self._kind, self._listener)  # type: ignore[no-untyped-call]
         if self._wanted:
             self._timer.cancel()
             self._timer.join()  # it may be starting the bar just now
