@@ -10,6 +10,7 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
+from gossamer.arch.errors import CapacityError
 from gossamer.arch.isa import MATRIX_COLUMNS
 from gossamer.arch.layout import Placement
 from gossamer.arch.program import AcceleratorStage, Fill, HostStage, LayerNote, Program
@@ -17,7 +18,7 @@ from gossamer.arch.spec import ArchSpec
 from gossamer.arch.sync import synchronise
 from gossamer.compiler.constants import ConstantPool
 from gossamer.compiler.emit import Emitter
-from gossamer.compiler.layers import Conv, HostSegment, MaxPool, Network
+from gossamer.compiler.layers import Conv, HostSegment, Layer, MatMul, Network
 from gossamer.compiler.mapping import Mapping, bound, search
 from gossamer.compiler.problem import Problem, make_problem
 from gossamer.compiler.schedule import Item, layer_items
@@ -43,10 +44,11 @@ class MappedLayer:
 def place_tensors(network: Network, spec: ArchSpec) -> dict[str, Placement]:
     """Give every tensor its place in DRAM, with the border that its hungriest consumer needs."""
     border = {name: np.zeros(4, dtype=np.int64) for name in network.tensors}
-    for layer in network.layers:
+    windows = [layer for layer in network.layers if not isinstance(layer, MatMul)]
+    for layer in windows:
         for name in layer.inputs:
             border[name] = np.maximum(border[name], layer.pads)
-    for layer in network.layers:  # concatenated inputs are read with one set of strides
+    for layer in windows:  # concatenated inputs are read with one set of strides
         shared = np.max([border[name] for name in layer.inputs], axis=0)
         for name in layer.inputs:
             border[name] = np.maximum(border[name], shared)
@@ -69,8 +71,12 @@ def place_tensors(network: Network, spec: ArchSpec) -> dict[str, Placement]:
     return placements
 
 
-def map_layer(layer: Conv | MaxPool, placements: dict[str, Placement], spec: ArchSpec) -> MappedLayer:
+def map_layer(layer: Layer, placements: dict[str, Placement], spec: ArchSpec) -> MappedLayer:
     """Pack a layer's weights and search its mapping. Raises CapacityError when nothing fits."""
+    if isinstance(layer, MatMul):
+        raise CapacityError(
+            f"layer {layer.name!r} is a product of two activations, which spec {spec.name!r} cannot run"
+        )
     problem = make_problem(layer, placements, spec)
     streams = tuple(pack_unit(problem, unit) for unit in problem.units)
     return MappedLayer(problem=problem, streams=streams, mapping=search(problem, streams))

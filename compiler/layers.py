@@ -1,8 +1,8 @@
 """What the front end hands to the back end: quantised layers in execution order, free of any hardware.
 
-Everything the array computes is one of two kinds of Layer: a convolution (a linear layer is a 1x1 convolution over
-tokens, a flattened one has a kernel as large as the map, average pooling, addition and copy are depthwise), or a
-maximum over a window. What the array cannot run is a HostSegment for onnxruntime.
+Everything the array computes is one of three kinds of Layer: a convolution (a linear layer is a 1x1 convolution over
+tokens, a flattened one has a kernel as large as the map, average pooling, addition and copy are depthwise), a maximum
+over a window, or a product of two activations. What the array cannot run is a HostSegment for onnxruntime.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Conv", "HostSegment", "MaxPool", "Network", "Tensor"]
+__all__ = ["Conv", "HostSegment", "Layer", "MatMul", "MaxPool", "Network", "Tensor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,54 @@ class MaxPool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MatMul:
+    """Products of two activations, one for every image and head, with a requantising epilogue: Q K^T and P V.
+
+    Product i is Y[i] = A[i] B[i] with A [rows, reduction] and B [reduction, columns].
+
+    a : tensor of A; its tokens are rows, its channels are the reduction.
+    b : tensor of B; int8 with zero point 0. Natural: its tokens are the reduction, its channels are columns (V of
+        P V). transposed: its tokens are columns, its channels are the reduction (K of Q K^T).
+    output : tensor of Y; its tokens are rows, its channels are columns.
+    products : how many. Each tensor has shape (N, C, 1, tokens), where N divides products: the channels fall into
+        products / N equal runs, one for each head, so that product i is run i mod (products / N) of image
+        i div (products / N). So heads may stand in a tensor as images, (batch * heads, d, 1, tokens), or as runs of
+        channels, (batch, heads * d, 1, tokens), as the projection wrote them: each tensor on its own.
+    scale : a's scale * b's scale / output's scale, and any constant factor (1 / sqrt(d)).
+    zero_point, lo, hi, signed, table : as in Conv.
+    mask : bool [row tiles, key tiles] or None, where keys are Y's columns if transposed, else the reduction;
+        mask_tile : (rows, keys) of a tile, the last ones may be smaller. What is False is not computed: transposed, Y
+        holds zero_point there (before the table: a mask and a table exclude each other); natural, A counts as zero.
+    """
+
+    name: str
+    a: str
+    b: str
+    output: str
+    transposed: bool
+    products: int
+    scale: float
+    zero_point: int = 0
+    lo: int = -128
+    hi: int = 127
+    signed: bool = True
+    table: NDArray[np.uint8] | None = None
+    mask: NDArray[np.bool_] | None = None
+    mask_tile: tuple[int, int] = (1, 1)
+    source: tuple[str, ...] = ()
+    """Names of the model's nodes that this layer computes (for reports)."""
+
+    @property
+    def inputs(self) -> tuple[str, str]:
+        """Both operands, as every layer names what it reads."""
+        return self.a, self.b
+
+
+Layer = Conv | MaxPool | MatMul
+"""What the accelerator runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class HostSegment:
     """Part of the model that onnxruntime runs.
 
@@ -113,7 +161,7 @@ class Network:
 
     name: str
     tensors: Mapping[str, Tensor]
-    stages: tuple[Conv | MaxPool | HostSegment, ...]
+    stages: tuple[Layer | HostSegment, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     host_types: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
@@ -123,6 +171,6 @@ class Network:
     """What the front end's passes have to tell the user."""
 
     @property
-    def layers(self) -> tuple[Conv | MaxPool, ...]:
+    def layers(self) -> tuple[Layer, ...]:
         """The stages that the accelerator runs."""
         return tuple(s for s in self.stages if not isinstance(s, HostSegment))
