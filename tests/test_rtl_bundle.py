@@ -18,9 +18,9 @@ from gossamer.rtl.example import example
 from gossamer.rtl.registers_map import REGISTERS
 from gossamer.rtl.verilog import verilog
 from gossamer.sim import simulate
+from gossamer.sim.random_programs import random_program
 from gossamer.verification import verify
 from tests.support.rtl_specs import SMALL_SPECS, needs_hardware_tools
-from tests.support.value_programs import random_program
 
 pytestmark = needs_hardware_tools
 

@@ -9,9 +9,9 @@ import pytest
 import gossamer
 from gossamer.rtl.example import example
 from gossamer.rtl.model import Memory, Model
+from gossamer.sim.random_programs import random_program
 from gossamer.verification import Verification, verify
 from tests.support.rtl_specs import SMALL_SPECS, needs_hardware_tools
-from tests.support.value_programs import random_program
 
 pytestmark = needs_hardware_tools
 

@@ -10,9 +10,9 @@ from gossamer.arch import isa
 from gossamer.arch.errors import SimulationError
 from gossamer.arch.isa import SEMAPHORE_MAX, SEMAPHORES, ErrorCode, Instruction, LoadKind, Op, Unit, semaphore
 from gossamer.rtl.model import HardwareError, Memory, Model
+from gossamer.sim.random_programs import random_program
 from gossamer.verification import verify
 from tests.support.rtl_specs import SMALL_SPECS, needs_hardware_tools
-from tests.support.value_programs import random_program
 
 pytestmark = needs_hardware_tools
 

@@ -8,10 +8,10 @@ from gossamer.arch.spec import ArchSpec
 from gossamer.rtl.build import verilog_of
 from gossamer.rtl.example import example
 from gossamer.rtl.model import Model
+from gossamer.sim.random_programs import random_program
 from gossamer.verification import verify
 from tests.support.mutants import MUTANTS, ROOM, Mutant, mutated
 from tests.support.rtl_specs import needs_hardware_tools
-from tests.support.value_programs import random_program
 
 SPEC = ArchSpec(
     name="mutant", lanes=4, columns=4, group=8, macs=4, hop=4, depth=6, ppu=1, axi_bytes=8, activation_bytes=256,

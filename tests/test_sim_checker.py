@@ -11,9 +11,9 @@ from gossamer.arch.spec import ArchSpec
 from gossamer.arch.stream import StepStream, encode_steps
 from gossamer.arch.sync import synchronise
 from gossamer.sim import check_program, simulate
+from gossamer.sim.random_programs import random_program
 from tests.support.order import conflicts, surely_before
 from tests.support.specs import random_spec
-from tests.support.value_programs import random_program
 
 SPEC = ArchSpec(
     name="small", lanes=2, columns=4, group=4, macs=2, hop=2, depth=4, axi_bytes=8, ppu=2, tables=1, queue_depth=4,

@@ -14,9 +14,9 @@ from gossamer.arch.stream import StepStream, encode_steps
 from gossamer.arch.sync import synchronise
 from gossamer.sim import Simulator, layer_report, run_batch, simulate
 from gossamer.sim.layers import stalls
+from gossamer.sim.random_programs import random_program
 from tests.support.specs import random_spec
 from tests.support.stepper import step_program
-from tests.support.value_programs import random_program
 
 SPEC = ArchSpec(
     name="copy", lanes=2, columns=4, group=4, macs=4, hop=4, depth=4, axi_bytes=4, ppu=1, tables=0,

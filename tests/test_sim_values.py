@@ -17,10 +17,10 @@ from gossamer.sim import simulate
 from gossamer.sim.array import drain, matmul
 from gossamer.sim.machine import make_machine, sizes_of
 from gossamer.sim.moves import decode_records
+from gossamer.sim.random_programs import random_program
 from tests.support.interpreter import Interpreter
 from tests.support.specs import random_spec
 from tests.support.stepper import step_program
-from tests.support.value_programs import random_program
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -143,7 +143,7 @@ import hashlib
 import numpy as np
 from gossamer.sim import simulate
 from tests.support.specs import random_spec
-from tests.support.value_programs import random_program
+from gossamer.sim.random_programs import random_program
 for seed in (11, 14):
     rng = np.random.default_rng(seed)
     program = random_program(rng, random_spec(rng, lanes=2, columns=4), 8)

@@ -10,11 +10,23 @@ from numpy.typing import NDArray
 
 from gossamer.arch.access import accesses, dependencies, offset_ranges
 from gossamer.arch.errors import GossamerError
-from gossamer.arch.isa import SEMAPHORES, Encoding, Instruction, LoadKind, MatmulMode, Op, semaphore, to_matrix
+from gossamer.arch.isa import (
+    SEMAPHORES,
+    Encoding,
+    Instruction,
+    LoadKind,
+    MatmulMode,
+    Op,
+    Unit,
+    semaphore,
+    to_matrix,
+)
 from gossamer.arch.program import AcceleratorStage, Program, Segment
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.stream import StepStream, encode_offsets, encode_steps, implied_selects, legal_encodings
 from gossamer.sim.checker import check_program
+
+__all__ = ["random_program", "synchronise"]
 
 DATA_BEATS = 400
 """Beats of DRAM that LOADs read and that no one writes; as many follow that STOREs write and LOADs read."""
@@ -67,19 +79,15 @@ def synchronise(
             if rng.random() < idle:  # a wait that no hazard asks for
                 j = max([j, *rng.choice(i, size=min(i, 3)).tolist()] if i else [j], key=lambda k: (units[k] == u, k))
             if j >= 0 and units[j] == u and j > known[units[i], u]:
-                s = semaphore(_unit(u), _unit(int(units[i]))).index
-                matrix[i, 1] |= 1 << s
-                matrix[j, 2] |= 1 << s
+                bit = 1 << semaphore(Unit(u), Unit(int(units[i]))).index
+                matrix[i, 1] |= bit
+                matrix[j, 2] |= bit
                 known[units[i], u] = j
     for s in SEMAPHORES:  # posts that nobody ever takes
         rest = np.flatnonzero(units == s.poster)
         rest = rest[rest > known[s.waiter, s.poster]]
         if rest.size and rng.random() < idle:
             matrix[rest[-1], 2] |= 1 << s.index
-
-
-def _unit(u):
-    return next(s.poster for s in SEMAPHORES if s.poster == u)
 
 
 class _Writer:
