@@ -3,6 +3,7 @@
 formats: what a sparse weight is.  matmul, conv, pool, stream: sums and maxima in int32.  epilogue: back to 8 bits.
 bounds: the proof that int32 is enough.
 
+layer: a weight made ready once, with all that follows its sums, and then called: the fast way in.
 pack, fast: the same sums by vector instructions, for a weight laid out once. choose: which kernel that is, and why.
 Public functions check what they are given; the compiled ones under them,
 private, trust it. Nothing is compiled before its first call.
@@ -14,6 +15,7 @@ from gossamer.kernels.conv import conv2d, window_count
 from gossamer.kernels.epilogue import requantise
 from gossamer.kernels.fast import packed_linear, packed_matmul
 from gossamer.kernels.formats import BSR, CSR, NM, Dense, Weight
+from gossamer.kernels.layer import Layer, prepare
 from gossamer.kernels.matmul import bsr_matmul, csr_matmul, dense_matmul, nm_matmul, spmm
 from gossamer.kernels.pack import Packed, pack
 from gossamer.kernels.pool import max_pool2d, sum_pool2d
@@ -25,6 +27,7 @@ __all__ = [
     "NM",
     "Decision",
     "Dense",
+    "Layer",
     "Packed",
     "Weight",
     "bsr_matmul",
@@ -38,6 +41,7 @@ __all__ = [
     "pack",
     "packed_linear",
     "packed_matmul",
+    "prepare",
     "requantise",
     "spmm",
     "stream_matmul",
