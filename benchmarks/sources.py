@@ -55,7 +55,7 @@ def _package(name: str, distribution: str) -> Path:
     return Path(spec.origin).parent
 
 
-# --- the light models -----------------------------------------------------------------------------------------------
+# --- the light models ------------------------------------------------------------------------------------------------
 
 
 def _light(name: str, seed: int = 0) -> Source:
@@ -99,7 +99,7 @@ def _pictures(count: int, shape: tuple[int, int, int, int]) -> Iterator[NDArray[
         yield (0.8 * smooth + 0.6 * rng.standard_normal(shape)).astype(np.float32)
 
 
-# --- a network of depthwise blocks ------------------------------------------------------------------------------------
+# --- a network of depthwise blocks -----------------------------------------------------------------------------------
 
 
 def _mobilenet_v2(seed: int = 0) -> Source:
@@ -155,7 +155,7 @@ def _mobilenet_v2(seed: int = 0) -> Source:
     )
 
 
-# --- reading text: real weights, lines of text drawn here ---------------------------------------------------------------
+# --- reading text: real weights, lines of text drawn here ------------------------------------------------------------
 
 LINES = ("Gossamer wings", "sparse weights 2:8", "one step, one row", "semaphores 1234", "Invoice no. 20471",
          "The quick brown fox", "TOTAL 17.50 EUR", "halo and hop")  # fmt: skip
@@ -204,7 +204,7 @@ def _recognition() -> Source:
     return _reader("ch_PP-OCRv4_rec_infer.onnx", "recognition", 48, 320, dims)
 
 
-# --- sentences: real weights, real sentences ----------------------------------------------------------------------------
+# --- sentences: real weights, real sentences -------------------------------------------------------------------------
 
 SENTENCES = (
     "A man is eating food.", "A man is eating a piece of bread.", "The girl is carrying a baby.",
