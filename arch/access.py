@@ -10,7 +10,8 @@ A region has at most REGION_ROWS rows in all.
                       tile_beats and tile_rows, at beat dest + (b * tile_rows + ly) * tile_beats + lx of its bank
                       (activation bank or output buffer). One beat may serve several lanes: halos are read once.
   WEIGHT              the beats are one string of records (arch/stream.py); record k becomes row dest + k.
-                      Bytes that do not make a whole record are dropped.
+                      Bytes that do not make a whole record are dropped. NATURAL and TRANSPOSED have no records: they
+                      fill whole rows from dest on, as arch/stream.py says.
   OFFSET              beats dest, dest + 1, ... of the offset buffer, B / 2 entries each.
   PARAMETER           beats dest, ... of the parameter memory, 8 bytes a channel: bias int32, then a word of
                       multiplier (24 bits) and shift (8 bits), little-endian.
@@ -185,9 +186,7 @@ def _offset_ranges(
 
 def accesses(matrix: NDArray[np.int64], spec: ArchSpec, offsets: NDArray[np.int64]) -> Accesses:
     """Every range the instructions touch. offsets : from `offset_ranges`."""
-    records = np.zeros(len(Encoding), dtype=np.int64)
-    for e in (Encoding.DENSE, Encoding.INDEX, Encoding.MASK):
-        records[e] = record_bytes(spec, e)
+    records = np.array([record_bytes(spec, e) for e in Encoding], dtype=np.int64)
     numbers = np.array(
         [
             spec.axi_bytes,

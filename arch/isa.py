@@ -82,7 +82,7 @@ class LoadKind(IntEnum):
 
 
 class Encoding(IntEnum):
-    """How weight steps lie in DRAM (see arch/stream.py). NATURAL and TRANSPOSED are reserved for dynamic operands."""
+    """How weight steps lie in DRAM: as records, or as activations, natural or transposed (see arch/stream.py)."""
 
     DENSE = 0
     INDEX = 1
@@ -207,14 +207,19 @@ _REGION = (
 FORMATS: dict[Op, tuple[Field, ...]] = {
     Op.LOAD: _place(
         _f("kind", 3, "memory to fill: activation, output, weight, offset, parameter, table", high=max(LoadKind)),
-        _f("encoding", 3, "of weight steps: dense, index, mask; 0 for all other kinds", high=Encoding.MASK),
+        _f(
+            "encoding",
+            3,
+            "of weight steps: dense, index, mask, natural, transposed; 0 for all other kinds",
+            high=max(Encoding),
+        ),
         _f("address", 32, "DRAM address of the first beat, in beats"),
         _f("dest", 20, "where to begin: beats (steps for weights, tables for tables)"),
         *_REGION,
         _f("grid", 3, "log2 of the lane grid's width: lane r is column r mod 2**grid, row r >> grid"),
-        _f("tile_beats", 12, "beats of a row that a lane keeps (activation, output)"),
+        _f("tile_beats", 12, "beats of a row that a lane keeps (activation, output), or of a column (transposed)"),
         _f("tile_rows", 10, "rows of a block that a lane keeps (activation, output)"),
-        _f("step_beats", 12, "beats from a lane's first beat to that of the lane to its right"),
+        _f("step_beats", 12, "beats from a lane's first beat to that of its right neighbour; part of a beat (natural)"),
         _f("step_rows", 10, "rows from a lane's first row to that of the lane below"),
         start=_AFTER,
     ),

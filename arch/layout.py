@@ -1,8 +1,9 @@
 """How an activation tensor lies in DRAM: channel-blocked (NCHWc), with its padding around it.
 
 Element (n, channel, y, x) stands at
-    address + (((n * blocks + channel // block) * rows + top + y) * pixels + left + x) * block + channel % block
-with rows = top + H + bottom and pixels = left + W + right. The border and the channels that fill up the last block
+    address + (((n * blocks + slot // block) * rows + top + y) * pixels + left + x) * block + slot % block
+with rows = top + H + bottom and pixels = left + W + right. A channel's slot is the channel itself, unless the channels
+fall into heads: equal runs, each of which begins a block of its own. The border and the channels that fill up a block
 hold the zero point, so that they count as real zeros. Every pixel of a block is a whole number of beats.
 """
 
@@ -26,6 +27,7 @@ class Placement:
 
     address : bytes.  shape : (N, C, H, W).  block : channels of a block.  border : (top, left, bottom, right) pixels.
     model_shape : the model's own shape;  channels_last : its last axis is C and all others together are W.
+    heads : equal runs of channels, each in whole blocks of its own.
     """
 
     name: str
@@ -38,11 +40,23 @@ class Placement:
     signed: bool
     model_shape: tuple[int, ...]
     channels_last: bool = False
+    heads: int = 1
+
+    @property
+    def head_blocks(self) -> int:
+        """Channel blocks of one head."""
+        return -(-self.shape[1] // (self.heads * self.block))
 
     @property
     def blocks(self) -> int:
         """Channel blocks of one image."""
-        return -(-self.shape[1] // self.block)
+        return self.heads * self.head_blocks
+
+    @property
+    def slots(self) -> NDArray[np.int64]:
+        """Where every channel stands among the slots of an image's blocks, int64 [C]."""
+        head, channel = np.divmod(np.arange(self.shape[1]), self.shape[1] // self.heads)
+        return head * (self.head_blocks * self.block) + channel
 
     @property
     def rows(self) -> int:
@@ -76,19 +90,19 @@ class Placement:
 
     def to_memory(self, codes: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Codes [N, C, H, W] to the tensor's bytes, border and filling included."""
-        n, c, h, w = self.shape
+        n, _, h, w = self.shape
         top, left = self.border[:2]
         out = np.full((n, self.blocks * self.block, self.rows, self.pixels), self.zero_byte, dtype=np.uint8)
-        out[:, :c, top : top + h, left : left + w] = (codes.astype(np.int64) & 0xFF).astype(np.uint8)
+        out[:, self.slots, top : top + h, left : left + w] = (codes.astype(np.int64) & 0xFF).astype(np.uint8)
         shaped = out.reshape(n, self.blocks, self.block, self.rows, self.pixels)
         return np.ascontiguousarray(shaped.transpose(0, 1, 3, 4, 2)).reshape(-1)
 
     def from_memory(self, data: NDArray[np.uint8]) -> NDArray[np.int16]:
         """The tensor's bytes to codes int16 [N, C, H, W]."""
-        n, c, h, w = self.shape
+        n, _, h, w = self.shape
         top, left = self.border[:2]
         shaped = data.reshape(n, self.blocks, self.rows, self.pixels, self.block).transpose(0, 1, 4, 2, 3)
-        inner = shaped.reshape(n, -1, self.rows, self.pixels)[:, :c, top : top + h, left : left + w]
+        inner = shaped.reshape(n, -1, self.rows, self.pixels)[:, self.slots, top : top + h, left : left + w]
         return (inner.view(np.int8) if self.signed else inner).astype(np.int16)
 
     def quantise(self, values: NDArray[np.generic]) -> NDArray[np.int16]:

@@ -382,6 +382,8 @@ def _check_tensor(tensor: Placement, limit: int) -> None:
         raise ProgramError(f"scale of tensor {tensor.name!r} must be finite and positive, not {tensor.scale!r}")
     _integer(tensor.zero_point, f"zero_point of tensor {tensor.name!r}", -128, 255)
     n, c, h, w = tensor.shape
+    if c % _integer(tensor.heads, f"heads of tensor {tensor.name!r}", 1, c):
+        raise ProgramError(f"heads of tensor {tensor.name!r} must divide its {c} channels, not {tensor.heads}")
     if int(np.prod([int(x) for x in tensor.model_shape], dtype=object)) != n * c * h * w:
         raise ProgramError(f"tensor {tensor.name!r}: {tensor.model_shape} and {tensor.shape} differ in size")
     _inside(f"tensor {tensor.name!r}", tensor.address, tensor.size, limit)

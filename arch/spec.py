@@ -24,6 +24,12 @@ def _number(section: str, default: int, low: int, high: int, unit: str, doc: str
     return value
 
 
+def _flag(section: str, default: bool, doc: str) -> bool:
+    """A field of ArchSpec that is true or false."""
+    value: bool = field(default=default, metadata={"section": section, "unit": "true or false", "doc": doc})
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArchSpec:
     """An accelerator. Sizes are per lane where the text says so; every latency is in cycles.
@@ -43,6 +49,8 @@ class ArchSpec:
     macs: int = _number("array", 2, 1, 32, "MACs", "V: nonzeros a PE takes per cycle, V <= M", power_of_two=True)
     hop: int = _number("array", 8, 1, 32, "elements", "H: unit of a step's offset, H <= M", power_of_two=True)
     depth: int = _number("array", 16, 1, 256, "accumulators", "T: accumulators per PE and bank; there are two banks")
+
+    dynamic_operands: bool = _flag("array", False, "weights may be loaded from activations: products of two of them")
 
     # On-chip memories
     activation_bytes: int = _number("buffers", 8192, 16, 2**20, "bytes/lane", "activation bank of a lane")
@@ -91,8 +99,8 @@ class ArchSpec:
             raise SpecError(f"name must be a non-empty string, not {self.name!r}")
         if not isinstance(self.purpose, str):
             raise SpecError(f"purpose must be a string, not {self.purpose!r}")
-        for f in _numbers():
-            _check_number(f, getattr(self, f.name))
+        for f in _settings():
+            _check(f, getattr(self, f.name))
         for ok, message in self._relations():
             if not ok:
                 raise SpecError(f"spec {self.name!r}: {message}")
@@ -130,6 +138,13 @@ class ArchSpec:
                 (
                     f"output_bytes must be a multiple of {out_unit} (beat x partitions) and at least one channel block "
                     f"({block}), not {self.output_bytes}"
+                ),
+            ),
+            (
+                self.weight_steps % self.weight_banks == 0,
+                (
+                    f"weight_steps must be a multiple of {self.weight_banks} (axi_bytes / macs) with dynamic_operands, "
+                    f"not {self.weight_steps}"
                 ),
             ),
             (
@@ -181,6 +196,11 @@ class ArchSpec:
     def activation_row_bytes(self) -> int:
         """Physical row of an activation bank: a window or a beat, whichever is wider."""
         return max(self.group, self.axi_bytes)
+
+    @property
+    def weight_banks(self) -> int:
+        """Cuts of the weight buffer, step by step: the steps that one beat of a transposed operand fills at once."""
+        return max(1, self.axi_bytes // self.macs) if self.dynamic_operands else 1
 
     @property
     def parameter_row_bytes(self) -> int:
@@ -255,7 +275,7 @@ class ArchSpec:
             document = tomllib.loads(text)
         except (ValueError, RecursionError) as error:  # not TOML's alone: a number of 5000 digits, endless brackets
             raise SpecError(f"{origin}: not TOML: {error}") from error
-        known = {f.name: f.metadata["section"] for f in _numbers()}
+        known = {f.name: f.metadata["section"] for f in _settings()}
         values: dict[str, Any] = {}
         for key, entry in document.items():
             if key in ("name", "purpose"):
@@ -281,9 +301,10 @@ class ArchSpec:
         lines = [f"name = {_quote(self.name)}", f"purpose = {_quote(self.purpose)}"]
         for section in _sections():
             lines += ["", f"[{section}]"]
-            for f in _numbers():
+            for f in _settings():
                 if f.metadata["section"] == section:
-                    lines.append(f"{f.name} = {getattr(self, f.name)}  # {f.metadata['unit']}: {f.metadata['doc']}")
+                    value = json.dumps(getattr(self, f.name))
+                    lines.append(f"{f.name} = {value}  # {f.metadata['unit']}: {f.metadata['doc']}")
         return "\n".join(lines) + "\n"
 
     def save(self, path: str | Path) -> None:
@@ -312,20 +333,24 @@ class ArchSpec:
         return replace(self, **changes)
 
 
-def _numbers() -> list[Field[Any]]:
-    """The numeric fields of ArchSpec in order."""
+def _settings() -> list[Field[Any]]:
+    """The fields of ArchSpec that stand in a section, in order."""
     return [f for f in fields(ArchSpec) if f.metadata]
 
 
 def _sections() -> list[str]:
     """Sections of the TOML file in order."""
-    return list(dict.fromkeys(f.metadata["section"] for f in _numbers()))
+    return list(dict.fromkeys(f.metadata["section"] for f in _settings()))
 
 
-def _check_number(f: Field[Any], value: object) -> None:
+def _check(f: Field[Any], value: object) -> None:
+    where = f"{f.metadata['section']}.{f.name}"
+    if isinstance(f.default, bool):
+        if not isinstance(value, bool):
+            raise SpecError(f"{where} must be true or false, not {value!r}")
+        return
     low, high = f.metadata["low"], f.metadata["high"]
     legal = f"a power of two from {low} to {high}" if f.metadata["power_of_two"] else f"from {low} to {high}"
-    where = f"{f.metadata['section']}.{f.name}"
     if not isinstance(value, int) or isinstance(value, bool):
         raise SpecError(f"{where} must be an integer ({legal} {f.metadata['unit']}), not {value!r}")
     if not low <= value <= high or (f.metadata["power_of_two"] and value & (value - 1)):
@@ -355,15 +380,16 @@ def preset_names() -> list[str]:
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of the TOML file, for editors."""
     sections: dict[str, Any] = {}
-    for f in _numbers():
+    for f in _settings():
+        flag = isinstance(f.default, bool)
         entry: dict[str, Any] = {
-            "type": "integer",
-            "minimum": f.metadata["low"],
-            "maximum": f.metadata["high"],
+            "type": "boolean" if flag else "integer",
             "default": f.default,
             "description": f"{f.metadata['doc']} ({f.metadata['unit']})",
         }
-        if f.metadata["power_of_two"]:
+        if not flag:
+            entry |= {"minimum": f.metadata["low"], "maximum": f.metadata["high"]}
+        if f.metadata.get("power_of_two"):
             powers = (1 << k for k in range(32))
             entry["enum"] = [p for p in powers if f.metadata["low"] <= p <= f.metadata["high"]]
         table = sections.setdefault(

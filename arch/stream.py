@@ -22,6 +22,20 @@ other without gaps; a beat brings at most one record's end, so the expander keep
             shorter than INDEX.
 
 Offsets are 16-bit little-endian words.
+
+Dynamic operands. With `dynamic_operands` a load of weights may also take int8 activations (zero point 0) as they lie
+in DRAM. No records: every byte is a value, and its place follows from the load. B = axi_bytes; I counts the beats of
+the load, i those of a block. Reduction index k and column c stand in step k div V, at MAC k mod V; its select is
+implied, k mod M.
+
+    NATURAL     rows of DRAM are the reduction: with t = max(1, C div B), beat I brings reduction index k = I div t.
+                C >= B: columns (I mod t) * B and on, B of them. C < B: all columns, from bytes step_beats * C and on.
+                Beats: whole steps.
+    TRANSPOSED  rows of DRAM are columns: with t = tile_beats, beat i of block b brings, of column i div t, reduction
+                indices (b * t + i mod t) * B and on, B of them. A block: all columns, whole steps.
+
+A beat of TRANSPOSED fills max(1, B div V) steps of one column at once: the weight buffer is cut into so many banks
+(`weight_banks`), step s in bank s mod weight_banks, and such a load begins in bank 0.
 """
 
 from dataclasses import dataclass
@@ -41,6 +55,7 @@ __all__ = [
     "encode_offsets",
     "encode_steps",
     "legal_encodings",
+    "operand_encodings",
     "record_bytes",
     "stream_beats",
 ]
@@ -69,7 +84,7 @@ class StepStream:
 
 
 def legal_encodings(spec: ArchSpec) -> tuple[Encoding, ...]:
-    """Encodings this spec's expander has, cheapest to build first."""
+    """Encodings of records that this spec's expander has, cheapest to build first."""
     out = [Encoding.DENSE]
     if spec.group > 1:
         out.append(Encoding.INDEX)
@@ -78,17 +93,24 @@ def legal_encodings(spec: ArchSpec) -> tuple[Encoding, ...]:
     return tuple(out)
 
 
+def operand_encodings(spec: ArchSpec) -> tuple[Encoding, ...]:
+    """Encodings of dynamic operands that this spec has."""
+    return (Encoding.NATURAL, Encoding.TRANSPOSED) if spec.dynamic_operands else ()
+
+
 def record_bytes(spec: ArchSpec, encoding: Encoding) -> int:
-    """Bytes of one step in DRAM."""
+    """Bytes of DRAM that one step is made of."""
     values = spec.columns * spec.macs
+    if encoding is Encoding.NATURAL:
+        return max(values, spec.axi_bytes * spec.macs)
+    if encoding is Encoding.TRANSPOSED:
+        return values
     if encoding is Encoding.DENSE:
         bits = 0
     elif encoding is Encoding.INDEX:
         bits = values * spec.select_bits
-    elif encoding is Encoding.MASK:
-        bits = spec.columns * spec.group
     else:
-        raise ProgramError(f"encoding {encoding.name} has no fixed record yet")
+        bits = spec.columns * spec.group
     return max(values + -(-bits // 8), spec.axi_bytes)
 
 

@@ -104,8 +104,11 @@ def spec_page() -> str:
     sections: dict[str, list[tuple[object, ...]]] = {}
     for f in fields(ArchSpec):
         if meta := f.metadata:
-            legal = f"{meta['low']} .. {meta['high']}" + (", a power of two" if meta["power_of_two"] else "")
-            row = (f"`{f.name}`", f.default, legal, meta["unit"], meta["doc"])
+            if isinstance(f.default, bool):
+                row: tuple[object, ...] = (f"`{f.name}`", str(f.default).lower(), "true, false", "", meta["doc"])
+            else:
+                legal = f"{meta['low']} .. {meta['high']}" + (", a power of two" if meta["power_of_two"] else "")
+                row = (f"`{f.name}`", f.default, legal, meta["unit"], meta["doc"])
             sections.setdefault(meta["section"], []).append(row)
     for section, rows in sections.items():
         parts += [f"## [{section}]", table(("field", "default", "legal", "unit", "meaning"), rows)]

@@ -57,7 +57,7 @@ from gossamer.arch.access import (
     S_TR,
 )
 from gossamer.arch.errors import GossamerError, ProgramError, SimulationError
-from gossamer.arch.isa import LoadKind, Op, column, disassemble
+from gossamer.arch.isa import Encoding, LoadKind, Op, column, disassemble
 from gossamer.arch.jit import jit
 from gossamer.arch.numerics import SHIFT_MAX, SHIFT_MIN
 from gossamer.arch.spec import ArchSpec
@@ -69,6 +69,7 @@ __all__ = ["check_contents"]
 
 _LOAD, _MATMUL, _DRAIN, _STORE = int(Op.LOAD), int(Op.MATMUL), int(Op.DRAIN), int(Op.STORE)
 _ACTIVATION, _OUTPUT, _WEIGHT, _OFFSET, _PARAMETER, _TABLE = (int(k) for k in LoadKind)
+_NATURAL = int(Encoding.NATURAL)
 _RSHIFT = column(Op.DRAIN, "residual_shift")
 
 _UNWRITTEN, _GOOD, _GARBAGE = 0, 1, 2
@@ -221,16 +222,18 @@ def _mark_elements(row: NDArray[np.uint32], group: int, low: int, high: int, goo
 @jit
 def _mark_weights(f: NDArray[np.int64], data: NDArray[np.uint8], fixed: bool, sizes: Sizes, weights: Rows) -> None:
     """Which elements of a window, modulo the group, the nonzero weights of a row select: all, if not known."""
-    size = sizes.dense_record
-    if f[L_ENC] > 0:
-        size = sizes.index_record if f[L_ENC] == 1 else sizes.mask_record
+    operand = f[L_ENC] >= _NATURAL
+    size = sizes.step_bytes[f[L_ENC]]
     steps = data.size // size
-    shape = (steps, sizes.columns, sizes.macs)
+    shape = (0 if operand else steps, sizes.columns, sizes.macs)
     values, selects = np.empty(shape, dtype=np.int8), np.empty(shape, dtype=np.uint8)
-    decode_records(data, f[L_ENC], sizes, 0, values, selects)
+    if not operand:
+        decode_records(data, f[L_ENC], sizes, 0, values, selects)
     for k in range(steps):
         mask = np.int64(0)
-        if fixed:
+        if operand:  # any value may be zero, but selects are implied
+            mask = np.int64((1 << sizes.macs) - 1) << np.int64(k * sizes.macs % sizes.group)
+        elif fixed:
             for c in range(sizes.columns):
                 for v in range(sizes.macs):
                     if values[k, c, v] != 0:

@@ -11,7 +11,7 @@ from gossamer.arch.errors import GossamerError, ProgramError
 from gossamer.arch.isa import Encoding, LoadKind, Op, column, disassemble
 from gossamer.arch.numerics import RESIDUAL_SHIFT_MAX, RESIDUAL_SHIFT_MIN
 from gossamer.arch.spec import ArchSpec
-from gossamer.arch.stream import legal_encodings, record_bytes
+from gossamer.arch.stream import legal_encodings, operand_encodings, record_bytes
 
 __all__ = ["check_legal", "refuse", "touched_ranges"]
 
@@ -47,10 +47,8 @@ def _load(get: Get, spec: ArchSpec) -> list[tuple[NDArray[np.bool_], str]]:
     kind, encoding = get("kind"), get("encoding")
     total = get("beats") * get("rows") * get("blocks") * spec.axi_bytes
     weight, tiled = kind == LoadKind.WEIGHT, kind <= LoadKind.OUTPUT
-    legal = legal_encodings(spec)
-    record = np.zeros(8, dtype=np.int64)
-    for e in (Encoding.DENSE, Encoding.INDEX, Encoding.MASK):
-        record[e] = record_bytes(spec, e)
+    legal = (*legal_encodings(spec), *operand_encodings(spec))
+    record = np.array([record_bytes(spec, e) for e in Encoding], dtype=np.int64)
     return [
         _region(get),
         ((kind == LoadKind.TABLE) & (spec.tables == 0), "it has no tables"),
@@ -63,6 +61,33 @@ def _load(get: Get, spec: ArchSpec) -> list[tuple[NDArray[np.bool_], str]]:
         ((kind == LoadKind.TABLE) & (total % 256 != 0), "a load of tables must be a multiple of 256 bytes"),
         (tiled & ((get("tile_beats") < 1) | (get("tile_rows") < 1)), "tile_beats and tile_rows must be at least 1"),
         _grid(get, spec),
+        *_operands(get, spec),
+    ]
+
+
+def _operands(get: Get, spec: ArchSpec) -> list[tuple[NDArray[np.bool_], str]]:
+    """Rules for weights that come from activations."""
+    weight = get("kind") == LoadKind.WEIGHT
+    natural = weight & (get("encoding") == Encoding.NATURAL)
+    transposed = weight & (get("encoding") == Encoding.TRANSPOSED)
+    step = record_bytes(spec, Encoding.NATURAL) // spec.axi_bytes
+    parts = max(1, spec.axi_bytes // spec.columns)
+    of_column, beats = get("tile_beats"), get("beats") * get("rows")
+    return [
+        (natural & (beats * get("blocks") % step != 0), f"a NATURAL load must have a multiple of {step} beats"),
+        (natural & (get("step_beats") >= parts), f"step_beats of a NATURAL load must be below {parts}"),
+        (
+            transposed & ((of_column < 1) | (beats != of_column * spec.columns)),
+            f"a block of a TRANSPOSED load must have tile_beats (at least 1) beats for each of {spec.columns} columns",
+        ),
+        (
+            transposed & (of_column * spec.axi_bytes % spec.macs != 0),
+            f"tile_beats of a TRANSPOSED load must be a multiple of {max(1, spec.macs // spec.axi_bytes)}",
+        ),
+        (
+            transposed & (get("dest") % spec.weight_banks != 0),
+            f"dest of a TRANSPOSED load must be a multiple of {spec.weight_banks}",
+        ),
     ]
 
 

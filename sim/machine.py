@@ -24,9 +24,8 @@ class Sizes(NamedTuple):
     ppu: int
     beat: int
     select_bits: int
-    dense_record: int
-    index_record: int
-    mask_record: int
+    step_bytes: tuple[int, ...]
+    """Bytes of DRAM that a step is made of, for each Encoding."""
 
 
 class Machine(NamedTuple):
@@ -61,9 +60,7 @@ def sizes_of(spec: ArchSpec) -> Sizes:
         ppu=spec.ppu,
         beat=spec.axi_bytes,
         select_bits=spec.select_bits,
-        dense_record=record_bytes(spec, Encoding.DENSE),
-        index_record=record_bytes(spec, Encoding.INDEX),
-        mask_record=record_bytes(spec, Encoding.MASK),
+        step_bytes=tuple(record_bytes(spec, e) for e in Encoding),
     )
 
 

@@ -33,10 +33,10 @@ from gossamer.arch.isa import Encoding, LoadKind
 from gossamer.arch.jit import jit
 from gossamer.sim.machine import Machine, Sizes
 
-__all__ = ["decode_records", "load", "read_string", "store"]
+__all__ = ["decode_records", "load", "load_operand", "read_string", "store"]
 
 _ACTIVATION, _OUTPUT, _WEIGHT, _OFFSET, _PARAMETER, _TABLE = (int(k) for k in LoadKind)
-_DENSE, _INDEX = int(Encoding.DENSE), int(Encoding.INDEX)
+_DENSE, _INDEX, _NATURAL = int(Encoding.DENSE), int(Encoding.INDEX), int(Encoding.NATURAL)
 
 
 @jit
@@ -50,7 +50,9 @@ def load(f: NDArray[np.int64], sizes: Sizes, machine: Machine, dram: NDArray[np.
         _scatter(f, beat, dram, machine.outputs)
         return
     data = read_string(f, beat, dram)
-    if kind == _WEIGHT:
+    if kind == _WEIGHT and f[L_ENC] >= _NATURAL:
+        load_operand(f, sizes, data, machine.values, machine.selects)
+    elif kind == _WEIGHT:
         decode_records(data, f[L_ENC], sizes, f[L_DEST], machine.values, machine.selects)
     elif kind == _OFFSET:
         for k in range(data.size // 2):
@@ -104,9 +106,7 @@ def decode_records(
 ) -> None:
     """Records to rows first, first + 1, ... of values and selects [rows, C, V], as arch.stream.decode_steps does."""
     columns, macs, group = sizes.columns, sizes.macs, sizes.group
-    size = sizes.dense_record
-    if encoding != _DENSE:
-        size = sizes.index_record if encoding == _INDEX else sizes.mask_record
+    size = sizes.step_bytes[encoding]
     for k in range(data.size // size):
         record = data[k * size : (k + 1) * size]
         bit = columns * macs * 8
@@ -128,6 +128,36 @@ def decode_records(
                         selects[first + k, c, v] = m
                         v += 1
                     bit += 1
+
+
+@jit
+def load_operand(
+    f: NDArray[np.int64],
+    sizes: Sizes,
+    data: NDArray[np.uint8],
+    values: NDArray[np.int8],
+    selects: NDArray[np.uint8],
+) -> None:
+    """Activations to rows of values and selects, [rows, C, V]; data : all bytes of the load."""
+    beat, columns, macs, group = sizes.beat, sizes.columns, sizes.macs, sizes.group
+    natural = f[L_ENC] == _NATURAL
+    per = max(1, columns // beat) if natural else f[L_TB]
+    low, count = np.int64(0), beat
+    if natural and columns < beat:
+        low, count = f[L_SB] * columns, columns
+    for i in range(data.size // beat):
+        if natural:
+            k, c = i // per, i % per * beat
+        else:
+            k, c = (i // (per * columns) * per + i % per) * beat, i // per % columns
+        for byte in range(count):
+            step = f[L_DEST] + k // macs
+            values[step, c, k % macs] = np.int8(data[i * beat + low + byte])
+            selects[step, c, k % macs] = k % group
+            if natural:
+                c += 1
+            else:
+                k += 1
 
 
 @jit

@@ -23,7 +23,15 @@ from gossamer.arch.isa import (
 )
 from gossamer.arch.program import AcceleratorStage, Program, Segment
 from gossamer.arch.spec import ArchSpec
-from gossamer.arch.stream import StepStream, encode_offsets, encode_steps, implied_selects, legal_encodings
+from gossamer.arch.stream import (
+    StepStream,
+    encode_offsets,
+    encode_steps,
+    implied_selects,
+    legal_encodings,
+    operand_encodings,
+    record_bytes,
+)
 from gossamer.sim.checker import check_program
 
 __all__ = ["random_program", "synchronise"]
@@ -239,6 +247,10 @@ class _Writer:
     def weights(self, dest: int, room: int) -> int:
         """Random steps. Returns how many."""
         spec, rng = self.spec, self.rng
+        if operand_encodings(spec) and self.chance(0.5):
+            steps = self.operand(dest, room)
+            if steps:
+                return steps
         steps = self.number(1, room)
         encodings = legal_encodings(spec)
         encoding = encodings[self.number(0, len(encodings) - 1)]
@@ -258,6 +270,37 @@ class _Writer:
         stream = StepStream(offsets=np.zeros(steps, dtype=np.int64), values=values, selects=selects)
         self.string(LoadKind.WEIGHT, dest, encode_steps(stream, spec, encoding), encoding=int(encoding))
         return steps
+
+    def operand(self, dest: int, room: int) -> int:
+        """Steps from activations, as they lie anywhere in DRAM. Returns how many; 0 if they do not fit."""
+        spec = self.spec
+        encoding = Encoding.NATURAL if self.chance(0.5) else Encoding.TRANSPOSED
+        if encoding is Encoding.NATURAL:
+            steps = self.number(1, min(room, 12))
+            total = steps * record_bytes(spec, encoding) // spec.axi_bytes
+            blocks, rows = self.divisor(total), 1
+            rows = self.divisor(total // blocks)
+            fields = {"step_beats": self.number(0, max(1, spec.axi_bytes // spec.columns) - 1)}
+        else:
+            least = max(1, spec.macs // spec.axi_bytes)  # beats of a column in whole steps
+            per_beats = least * spec.axi_bytes // spec.macs
+            if dest % spec.weight_banks or room < per_beats:
+                return 0
+            of_column = least * self.number(1, min(room // per_beats, 3))
+            blocks = self.number(1, min(room * spec.macs // (of_column * spec.axi_bytes), 3))
+            rows = self.divisor(of_column * spec.columns)
+            total = of_column * spec.columns * blocks
+            steps = of_column * spec.axi_bytes // spec.macs * blocks
+            fields = {"tile_beats": of_column}
+        shape = self.region(total // (rows * blocks), rows, blocks, 2 * DATA_BEATS)
+        if shape is None:
+            return 0
+        self.add(Op.LOAD, kind=LoadKind.WEIGHT, dest=dest, encoding=int(encoding), **fields, **shape)
+        return steps
+
+    def divisor(self, n: int) -> int:
+        """Any divisor of n."""
+        return int(self.rng.choice([k for k in range(1, n + 1) if n % k == 0]))
 
     def offset(self, first: int, room: int) -> None:
         """Random offsets, a whole number of beats of them, all within the bank."""

@@ -93,9 +93,7 @@ def _on_chip(matrix: NDArray[np.int64], spec: ArchSpec) -> dict[str, float]:
     total = loads[:, L_BEATS] * loads[:, L_ROWS] * loads[:, L_BLOCKS] * spec.axi_bytes
     tiles = _kept_beats(loads, spec) * spec.axi_bytes
     row_bytes = spec.columns * spec.macs * (8 + spec.select_bits) / 8
-    records = np.ones(8, dtype=np.int64)
-    for e in (Encoding.DENSE, Encoding.INDEX, Encoding.MASK):
-        records[e] = record_bytes(spec, e)
+    records = np.array([record_bytes(spec, e) for e in Encoding], dtype=np.int64)
     steps = matmuls[:, M_STEPS]
     positions = matmuls[:, M_NX] * matmuls[:, M_NY]
     slots = drains[:, D_NX] * drains[:, D_NY] * drains[:, D_G]
@@ -134,9 +132,7 @@ def _kept_beats(loads: NDArray[np.int64], spec: ArchSpec) -> NDArray[np.int64]:
 
 
 def _useful_macs(matrix: NDArray[np.int64], spec: ArchSpec, dram: NDArray[np.uint8]) -> int:
-    records = np.ones(8, dtype=np.int64)
-    for e in (Encoding.DENSE, Encoding.INDEX, Encoding.MASK):
-        records[e] = record_bytes(spec, e)
+    records = np.array([record_bytes(spec, e) for e in Encoding], dtype=np.int64)
     values = spec.columns * spec.macs
     return int(_nonzero_slots(matrix, dram, records, values, spec.axi_bytes, spec.weight_steps)) * spec.lanes
 
@@ -145,7 +141,7 @@ def _useful_macs(matrix: NDArray[np.int64], spec: ArchSpec, dram: NDArray[np.uin
 def _nonzero_slots(
     matrix: NDArray[np.int64], dram: NDArray[np.uint8], records: NDArray[np.int64], values: int, beat: int, rows: int
 ) -> int:
-    """Sum over MATMULs of nonzero weight values * positions."""
+    """Sum over MATMULs of nonzero weight values * positions. Weights that are activations count as nonzero."""
     nonzeros = np.zeros(rows, dtype=np.int64)
     total = 0
     for i in range(matrix.shape[0]):
@@ -153,6 +149,9 @@ def _nonzero_slots(
         if f[0] == Op.LOAD and f[L_KIND] == LoadKind.WEIGHT:
             size, k, byte = records[f[L_ENC]], f[L_DEST], 0
             whole = f[L_BEATS] * f[L_ROWS] * f[L_BLOCKS] * beat // size
+            if f[L_ENC] >= Encoding.NATURAL:
+                nonzeros[k : k + whole] = values
+                continue
             nonzeros[k : k + whole] = 0
             for b in range(f[L_BLOCKS]):
                 for y in range(f[L_ROWS]):

@@ -15,7 +15,7 @@ from gossamer.arch import isa
 from gossamer.arch.access import Accesses, Space, accesses, capacities, dependencies, offset_ranges
 from gossamer.arch.isa import FORMATS, SEMAPHORES, Encoding, Instruction, LoadKind, Op, Unit, to_matrix
 from gossamer.arch.spec import ArchSpec
-from gossamer.arch.stream import legal_encodings, record_bytes
+from gossamer.arch.stream import legal_encodings, operand_encodings, record_bytes
 from gossamer.arch.sync import synchronise
 
 TINY = ArchSpec.load("tiny").evolve(
@@ -26,6 +26,8 @@ SPECS = [
     TINY.evolve(lanes=3, axi_bytes=4, activation_partitions=4, output_partitions=1),
     TINY.evolve(columns=8, group=8, macs=4, hop=1, ppu=2, output_partitions=4),
     TINY.evolve(columns=2, group=1, macs=1, hop=1, lanes=1),
+    TINY.evolve(dynamic_operands=True),
+    TINY.evolve(dynamic_operands=True, columns=16, macs=1, output_bytes=128),
 ]
 Touched = dict[tuple[Space, int], set[int]]
 
@@ -47,7 +49,8 @@ def small(draw: st.DrawFn, spec: ArchSpec, op: Op | None = None) -> Instruction:
     }  # fmt: skip
     if op is Op.LOAD:
         kind = draw(st.sampled_from(LoadKind))
-        encoding = draw(st.sampled_from(legal_encodings(spec))) if kind is LoadKind.WEIGHT else Encoding.DENSE
+        encodings = (*legal_encodings(spec), *operand_encodings(spec)) if kind is LoadKind.WEIGHT else (Encoding.DENSE,)
+        encoding = draw(st.sampled_from(encodings))
         steps = {"step_beats": number(0, 3), "step_rows": number(0, 2)}
         return Instruction.make(op, kind=kind, encoding=encoding, dest=number(0, 6), **region, **steps)
     if op is Op.STORE:

@@ -305,7 +305,7 @@ def test_disassemble() -> None:
         disassemble([9, 0, 0])
 
 
-@pytest.mark.parametrize(("name", "value", "most"), [("kind", 6, 5), ("encoding", 3, 2)])
+@pytest.mark.parametrize(("name", "value", "most"), [("kind", 6, 5), ("encoding", 5, 4)])
 def test_codes_without_a_meaning_are_refused(name, value, most):
     """Their bits would fit, but nothing reads them: by keyword, in the matrix form, and as a machine word."""
     load = Instruction.make(Op.LOAD, beats=1, rows=1, blocks=1)

@@ -38,20 +38,22 @@ def legal_specs(draw: st.DrawFn) -> ArchSpec:
         return draw(st.integers(-(-low // unit), min(high // unit, -(-low // unit) + 40))) * unit
 
     act_parts, out_parts = draw(st.integers(1, 8)), draw(st.integers(1, 8))
+    macs, dynamic = draw(powers(1, group)), draw(st.booleans())
     return ArchSpec(
         name=draw(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)),
         purpose=draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=20)),
         lanes=draw(st.integers(1, 128)),
         columns=columns,
         group=group,
-        macs=draw(powers(1, group)),
+        macs=macs,
         hop=hop,
         depth=draw(st.integers(1, 256)),
+        dynamic_operands=dynamic,
         activation_bytes=multiple(wide * act_parts, 16, 65536 * hop),
         activation_partitions=act_parts,
         output_bytes=multiple(axi * out_parts, max(8, columns, wide), 2**20),
         output_partitions=out_parts,
-        weight_steps=draw(st.integers(2, 2**16)),
+        weight_steps=multiple(max(1, axi // macs) if dynamic else 1, 2, 2**16),
         offset_steps=multiple(max(1, axi // 2), 2, 2**16),
         parameter_channels=multiple(max(axi, 8 * ppu) // 8 or 1, max(4, columns, wide), 2**16),
         tables=draw(st.integers(0, 4)),
@@ -159,6 +161,8 @@ NUMBERS: list[tuple[dict[str, Any], str]] = [
     ({"lanes": "8"}, "array.lanes must be an integer (from 1 to 128 lanes), not '8'"),
     ({"lanes": None}, "array.lanes must be an integer (from 1 to 128 lanes), not None"),
     ({"macs": [2]}, "array.macs must be an integer (a power of two from 1 to 32 MACs), not [2]"),
+    ({"dynamic_operands": 1}, "array.dynamic_operands must be true or false, not 1"),
+    ({"dynamic_operands": "yes"}, "array.dynamic_operands must be true or false, not 'yes'"),
     ({"tables": 5}, "buffers.tables must be from 0 to 4 tables, not 5"),
     ({"weight_steps": 1 << 70}, f"buffers.weight_steps must be from 2 to 65536 steps, not {1 << 70}"),
     ({"name": ""}, "name must be a non-empty string, not ''"),
@@ -196,6 +200,10 @@ RELATIONS: list[tuple[dict[str, int], str]] = [
         {"columns": 128, "output_bytes": 96},
         "output_bytes must be a multiple of 32 (beat x partitions) and at least one channel block (128), not 96",
     ),
+    (
+        {"dynamic_operands": True, "weight_steps": 2044},
+        "weight_steps must be a multiple of 8 (axi_bytes / macs) with dynamic_operands, not 2044",
+    ),
     ({"offset_steps": 2044}, "offset_steps must be a multiple of 8 (entries of 2 bytes a beat), not 2044"),
     ({"parameter_channels": 511}, "parameter_channels must be a multiple of 2, not 511"),
     ({"ppu": 4, "parameter_channels": 510}, "parameter_channels must be a multiple of 4, not 510"),
@@ -220,6 +228,7 @@ def test_the_numbers_that_messages_offer_are_legal() -> None:
         {"activation_bytes": 8192 + 32},
         {"hop": 1, "activation_bytes": 65536},
         {"output_bytes": 4096 - 32},
+        {"dynamic_operands": True, "weight_steps": 2040},
         {"offset_steps": 2040},
         {"parameter_channels": 16},
         {"axi_bytes": 4, "fetch_burst": 32},
@@ -242,6 +251,7 @@ TOML: list[tuple[str, str]] = [
     ("[array]\nlanes = true", "x: array.lanes must be an integer (from 1 to 128 lanes), not True"),
     ("[array]\nlanes = nan", "x: array.lanes must be an integer (from 1 to 128 lanes), not nan"),
     ("[array]\nlanes = 8.0", "x: array.lanes must be an integer (from 1 to 128 lanes), not 8.0"),
+    ("[array]\ndynamic_operands = 1", "x: array.dynamic_operands must be true or false, not 1"),
     ("name = 'n'\n[array]\nmacs = 16", "x: spec 'n': macs must be at most group (8), not 16"),
     ("name = ''", "x: name must be a non-empty string, not ''"),
 ]
@@ -343,6 +353,13 @@ def test_derived_numbers_of_tiny_with_a_narrow_bus() -> None:
     assert (s.block, s.block_beats, s.parameter_row_bytes, s.fetch_beats) == (64, 16, 8, 8)
 
 
+@pytest.mark.parametrize(("axi", "macs", "banks"), [(16, 2, 8), (16, 8, 2), (4, 8, 1), (4, 4, 1)])
+def test_weight_banks_are_the_steps_a_beat_fills(axi: int, macs: int, banks: int) -> None:
+    spec = ArchSpec(axi_bytes=axi, macs=macs, columns=16)
+    assert spec.weight_banks == 1
+    assert spec.evolve(dynamic_operands=True).weight_banks == banks
+
+
 # ---- JSON Schema ----
 
 
@@ -375,6 +392,7 @@ def test_schema_accepts_presets_as_they_stand(name: str) -> None:
         "[array]\nlanes = 0",
         "[array]\nlanes = 129",
         "[array]\nlanes = true",
+        "[array]\ndynamic_operands = 1",
         "[array]\nlanes = '8'",
         "[array]\nlanes = 8.5",
         "[array]\ngroup = 12",

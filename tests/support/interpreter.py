@@ -76,7 +76,9 @@ class Interpreter:
                                 to = ins["dest"] + (b * ins["tile_rows"] + ly) * ins["tile_beats"] + lx
                                 for k in range(B):
                                     banks[r][to * B + k] = beat[k]
-        if ins["kind"] == LoadKind.WEIGHT:
+        if ins["kind"] == LoadKind.WEIGHT and ins["encoding"] in (Encoding.NATURAL, Encoding.TRANSPOSED):
+            self.load_operand(ins, string)
+        elif ins["kind"] == LoadKind.WEIGHT:
             self.load_weights(ins, string)
         elif ins["kind"] == LoadKind.OFFSET:
             for k in range(len(string) // 2):
@@ -109,6 +111,26 @@ class Interpreter:
                     else:
                         select = marked[v] if v < len(marked) else 0
                     self.selects[row, c, v] = select
+
+    def load_operand(self, ins, string):
+        B, C = self.spec.axi_bytes, self.spec.columns
+        for n, byte in enumerate(string):
+            beat, at = divmod(n, B)
+            b, i = divmod(beat, ins["beats"] * ins["rows"])
+            if ins["encoding"] == Encoding.TRANSPOSED:
+                t = ins["tile_beats"]
+                self.put_operand(ins, (b * t + i % t) * B + at, i // t, byte)
+            elif C >= B:
+                self.put_operand(ins, beat // (C // B), beat % (C // B) * B + at, byte)
+            elif at // C == ins["step_beats"]:
+                self.put_operand(ins, beat, at % C, byte)
+
+    def put_operand(self, ins, k, c, byte):
+        """Reduction index k of column c."""
+        V = self.spec.macs
+        row = ins["dest"] + k // V
+        self.values[row, c, k % V] = code(byte, True)
+        self.selects[row, c, k % V] = k % self.spec.group
 
     def matmul(self, ins):
         spec = self.spec

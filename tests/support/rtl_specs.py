@@ -19,6 +19,6 @@ _SHAPES: dict[str, dict[str, int]] = {
 }
 
 SMALL_SPECS: dict[str, ArchSpec] = {"tiny": ArchSpec.load("tiny")} | {
-    name: random_spec(np.random.default_rng(k), **shape).evolve(name=name)
+    name: random_spec(np.random.default_rng(k), **{"dynamic_operands": False, **shape}).evolve(name=name)
     for k, (name, shape) in enumerate(_SHAPES.items())
 }

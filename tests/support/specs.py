@@ -20,19 +20,22 @@ def random_spec(rng: np.random.Generator, **fixed: int) -> ArchSpec:
         columns = int(rng.choice([1, 2, 3, 4, 6, 8, 12, 16]))
         row = max(group, axi)
         block = max(columns, row)
+        macs, dynamic = min(group, power(0, 3)), bool(rng.random() < 0.5)
+        banks = max(1, axi // macs) if dynamic else 1
         partitions, cuts = number(1, 3), number(1, 3)
         fields = {
             "lanes": number(1, 6),
             "columns": columns,
             "group": group,
-            "macs": min(group, power(0, 3)),
+            "macs": macs,
             "hop": min(group, power(0, 5)),
             "depth": number(1, 10),
+            "dynamic_operands": dynamic,
             "activation_bytes": row * partitions * number(2, 8),
             "activation_partitions": partitions,
             "output_bytes": axi * cuts * number(-(-block * 2 // (axi * cuts)), 40),
             "output_partitions": cuts,
-            "weight_steps": number(4, 40),
+            "weight_steps": banks * number(-(-4 // banks), -(-40 // banks)),
             "offset_steps": max(1, axi // 2) * number(1, 12),
             "parameter_channels": 0,
             "tables": number(0, 2),
