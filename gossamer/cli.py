@@ -1,4 +1,4 @@
-"""The command line: `gossamer compile`, `run`, `inspect`, `rtl`, `synth`, `verify`, `presets`, `schema`.
+"""The command line: `gossamer compile`, `run`, `inspect`, `explain`, `rtl`, `synth`, `verify`, `presets`, `schema`.
 
 What a command finds goes to stdout, as text or with --json as one JSON document; everything else goes to stderr.
 Exit codes: 0 done; 1 Gossamer refused, the reason is the line on stderr; 2 the command line is wrong; 3 a bug.
@@ -280,6 +280,79 @@ def inspect(
 
 
 @_command
+def explain(
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="A Program file, or a model (ONNX) with SPEC.", show_default=False)
+    ],
+    spec: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SPEC]", help="TOML file or preset name.", autocompletion=_complete_spec, show_default=False
+        ),
+    ] = None,
+    sparsity: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Prune to a pattern, such as 2:8, or LAYER=PATTERN; may be repeated."),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="NPZ", help="Inputs by name, to choose quantisation scales with.")
+    ] = None,
+    dim: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Fix a dimension of the model; may be repeated.")
+    ] = None,
+    trials: Annotated[
+        bool, typer.Option("--trials/--no-trials", help="Compile and simulate with one change at a time (a model).")
+    ] = True,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw what each layer's cycles went to (png, svg, pdf).")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say where the cycles beyond the bound went, and which single change of spec or pattern would help most."""
+    from gossamer import explain, pictures, trials as neighbours
+    from gossamer.arch.program import MAGIC, Program
+
+    if picture is not None:
+        pictures.check_path(picture)
+    network = None
+    with report.Progress() as progress:
+        with target.open("rb") as file:
+            compiled = file.read(len(MAGIC)) == MAGIC
+        if compiled and (spec or sparsity or calibration or dim):
+            raise typer.BadParameter("a Program is compiled: SPEC, --sparsity, --calibration and --dim need a model")
+        if compiled:
+            program = Program.load(target)
+        else:
+            if spec is None:
+                raise typer.BadParameter("a model needs SPEC")
+            from gossamer.compiler.backend import build_program
+            from gossamer.compiler.passes import build_network
+
+            arch = ArchSpec.load(spec)
+            network = build_network(
+                target,
+                sparsity=_patterns(sparsity or []),
+                calibration=_load_arrays(calibration) if calibration else None,
+                dims=_dims(dim or []) or None,
+                progress=lambda name: progress(name, 0, 0),
+            )
+            program = build_program(network, arch, progress)
+        run = _api("simulate")(program, values=False, progress=progress)
+        found = explain.explain(run)
+        tried = []
+        if network is not None and trials:
+            tried = neighbours.try_changes(network, program.spec, run.cycles, progress)
+    if picture is not None:
+        pictures.explanation(found, picture)
+    facts = explain.facts(found, tried)
+    if as_json:
+        _print_json(facts)
+    else:
+        report.show(facts)
+
+
+@_command
 def rtl(
     spec: Annotated[
         str,
@@ -304,51 +377,76 @@ def rtl(
 
 @_command
 def verify(
-    spec: Annotated[
-        str | None,
+    specs: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="[SPEC]", help="TOML file or preset name.", autocompletion=_complete_spec, show_default=False
+            metavar="[SPEC]...",
+            help="TOML files or preset names; without any, four small machines.",
+            autocompletion=_complete_spec,
+            show_default=False,
         ),
     ] = None,
     program: Annotated[
         Path | None, typer.Option("--program", "-p", metavar="FILE", help="A Program file; it brings its own spec.")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option("--model", "-m", metavar="ONNX", help="A model to compile for SPEC.")
+        Path | None, typer.Option("--model", "-m", metavar="ONNX", help="A model to compile for every SPEC.")
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Only these layers of the model, each alone; globs are allowed."),
     ] = None,
     inputs: Annotated[
-        Path | None, typer.Option("--input", "-i", metavar="NPZ", help="Inputs by name; random ones without it.")
+        Path | None,
+        typer.Option("--input", "-i", metavar="NPZ", help="Inputs by name, one set or several; random without it."),
     ] = None,
-    wave: Annotated[Path | None, typer.Option("--wave", metavar="VCD", help="Write the hardware's waveforms.")] = None,
+    random: Annotated[
+        int | None, typer.Option(metavar="N", help="Random legal programs for every SPEC (10).", min=0)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of programs, inputs, power-on and stalls.", min=0)] = 1,
+    stalls: Annotated[
+        bool, typer.Option("--stalls", help="Again with a memory that holds back at random, replayed in the simulator.")
+    ] = False,
+    wave: Annotated[
+        Path | None, typer.Option("--wave", metavar="FILE", help="Write the hardware's waveforms (.vcd or .fst).")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run a Program in the simulator and in the generated hardware, and compare every event and every byte.
+    """Run Programs in the simulator and in the generated hardware, and compare every event and every byte.
 
-    Without a Program or a model, a small example program is run. Exit code 1 when the two differ.
+    Prints what was compared, a line for every spec. Exit code 1 when anything differs; the first difference is named.
     """
-    from gossamer import verification
-    from gossamer.arch.program import Program
+    from gossamer import campaign
 
-    if (program is None) == (spec is None) or (program is not None and model is not None):
-        raise typer.BadParameter("give SPEC, with or without --model, or --program")
-    arrays = dict(_load_arrays(inputs)) if inputs else None
+    if program is not None and (specs or model is not None or random is not None):
+        raise typer.BadParameter("--program excludes SPEC, --model and --random: a Program brings its own spec")
+    if model is not None and (not specs or random is not None):
+        raise typer.BadParameter("--model needs SPEC and excludes --random")
+    if layers is not None and (model is None or inputs is not None):
+        raise typer.BadParameter("--layers needs --model and excludes --input: layers run on random codes")
+    if inputs is not None and program is None and model is None:
+        raise typer.BadParameter("--input needs --program or --model")
+    if wave is not None and program is None and len(specs or ()) != 1:
+        raise typer.BadParameter("--wave needs one SPEC or --program: a file shows one machine")
     with report.Progress() as progress:
-        if program is not None:
-            loaded = Program.load(program)
-        elif model is not None:
-            loaded = _api("compile")(model, ArchSpec.load(str(spec)), calibration=arrays, progress=progress)
-        else:
-            loaded = verification.example_program(ArchSpec.load(str(spec)))
-        progress("hardware", 0, 0)
-        found = verification.verify(loaded, arrays or verification.random_inputs(loaded), wave=wave)
-    facts = verification.facts(found)
+        found = campaign.campaign(
+            [ArchSpec.load(s) for s in specs] if specs else list(campaign.small_machines()),
+            program=program,
+            model=model,
+            layers=layers.split(",") if layers else None,
+            arrays=_load_arrays(inputs) if inputs else None,
+            count=10 if random is None else random,
+            seed=seed,
+            stalls=stalls,
+            wave=wave,
+            progress=progress,
+        )
     if as_json:
-        _print_json(facts)
+        _print_json([row.facts() for row in found])
     else:
-        for name, value in facts.items():
-            typer.echo(f"{name.replace('_', ' '):<16} {value if isinstance(value, str) else f'{value:,}'}")
-    if found.difference is not None:
+        report.show_verification([row.facts() for row in found])
+    if any(row.mismatches for row in found):
         raise typer.Exit(1)
 
 

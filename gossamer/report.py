@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Progress", "show", "show_presets"]
+__all__ = ["Progress", "show", "show_presets", "show_verification"]
 
 PATIENCE_SECONDS = 1.0
 """Work that takes longer than this shows its progress."""
@@ -86,7 +86,13 @@ class Progress:
 
 def show(facts: dict[str, Any]) -> None:
     """Print the facts of gossamer.inspection as tables."""
-    {"spec": _show_spec, "model": _show_model, "program": _show_program, "run": _show_run}[facts["kind"]](facts)
+    {
+        "spec": _show_spec,
+        "model": _show_model,
+        "program": _show_program,
+        "run": _show_run,
+        "explanation": _show_explanation,
+    }[facts["kind"]](facts)
 
 
 def show_presets(rows: list[dict[str, Any]]) -> None:
@@ -106,6 +112,28 @@ def show_presets(rows: list[dict[str, Any]]) -> None:
             for r in rows
         ),
     )
+
+
+def show_verification(rows: list[dict[str, Any]]) -> None:
+    """Print what gossamer.campaign compared, a line for every spec, and what differed."""
+    numbers = ("programs", "instructions", "cycles", "events", "bytes", "mismatches")
+    _table(
+        ("spec", "run", *numbers, "build s", "run s"),
+        (
+            (r["spec"], r["what"], *(r[n] for n in numbers), f"{r['build_seconds']:.1f}", f"{r['seconds']:.1f}")
+            for r in rows
+        ),
+    )
+    for r in rows:
+        if r["classes"]:
+            same = all(found == r["classes"]["simulator"] for found in r["classes"].values())
+            lines = ", ".join(f"{name} {' '.join(map(str, found))}" for name, found in r["classes"].items())
+            _line(f"classes on {r['spec']} {'are equal' if same else 'differ'}: {lines}")
+    for r in rows:
+        if r["difference"]:
+            _line(f"{r['spec']} differs: {r['difference']}")
+    if not any(r["difference"] for r in rows):
+        _line("simulator and hardware agree on every event, every counter and every byte")
 
 
 def _show_spec(facts: dict[str, Any]) -> None:
@@ -215,6 +243,60 @@ def _show_run(facts: dict[str, Any]) -> None:
         _line(f"on the host, its time not counted: {host['name']}: {host['reason']}")
     for event in facts.get("events", ()):
         print(f"{event['stage']}\t{event['start']}\t{event['end']}\t{event['unit']}\t{event['instruction']}")
+
+
+def _show_explanation(facts: dict[str, Any]) -> None:
+    from gossamer.explain import MEANING
+
+    ratio = f"ratio {facts['ratio']:.3f}"
+    cycles, bound = f"{facts['cycles']:,} cycles", f"sum of the layers' bounds {round(facts['bound']):,}"
+    _line(f"program {facts['program']} on spec {facts['spec']}: {cycles}, {bound}, {ratio}")
+    _table(
+        ("layer", "pattern", "cycles", "bound", "ratio", "limit", "beyond the bound", "inside it"),
+        (
+            (
+                n["name"],
+                n["pattern"],
+                n["cycles"],
+                round(n["bound"]),
+                f"{n['cycles'] / n['bound']:.2f}" if n["bound"] else "",
+                n["limit"],
+                _largest(n["parts"], inside=False),
+                _largest(n["parts"], inside=True),
+            )
+            for n in facts["layers"]
+        ),
+    )
+    _table(
+        ("part", "cycles", "of the bound", "what it is"),
+        (
+            (name, round(value), f"{value / max(facts['bound'], 1):.1%}", MEANING[name])
+            for name, value in facts["parts"].items()
+            if round(value)
+        ),
+    )
+    if facts["trials"]:
+        _table(
+            ("one change", "cycles", "speed-up", "MACs", "buffers"),
+            (
+                (
+                    t["change"],
+                    t["cycles"] if t["cycles"] else "does not fit",
+                    f"{t['speedup']:.3f}",
+                    f"x {t['macs']:.2f}",
+                    f"x {t['buffer_bytes']:.2f}",
+                )
+                for t in facts["trials"]
+            ),
+        )
+        helps = f"{facts['best']} helps most" if facts["best"] else "no single change of these helps"
+        _line(f"each was compiled and simulated; {helps}")
+
+
+def _largest(parts: dict[str, float], *, inside: bool) -> str:
+    """The parts inside or beyond the bound, the largest first, without what rounds to nothing."""
+    mine = {n: round(v) for n, v in parts.items() if (n in ("columns", "imbalance", "metadata")) == inside}
+    return ", ".join(f"{n} {v:,}" for n, v in sorted(mine.items(), key=lambda item: -abs(item[1])) if v)
 
 
 def _causes(stalls: dict[str, int]) -> str:

@@ -58,7 +58,7 @@ def verify(
     inputs : model inputs by name.
     model : a model of the spec that is there already, or a CocotbModel; else one is built and closed.
     memory : a memory outside of the contract; its times are recorded and replayed in the simulator.
-    wave : a VCD file to write (ignored with `model`).
+    wave : a .vcd or .fst file to write (ignored with `model`).
 
     Raises GossamerError when a tool is missing, and what the simulator raises; an error code of the hardware is a
     SimulationError.

@@ -16,7 +16,9 @@ from gossamer.arch.errors import GossamerError
 from gossamer.arch.spec import ArchSpec
 from gossamer.rtl.verilog import TOP, primitives, verilog
 
-__all__ = ["cache_folder", "library", "locked", "missing_tools", "verilator_environment", "verilog_of"]
+__all__ = ["cache_folder", "library", "locked", "missing_tools", "verilator_environment", "verilog_of", "wave_format"]
+
+COVERAGE = ("--coverage-line", "--coverage-toggle")
 
 FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "unique", "--no-timing", "-Wno-fatal", "-Wno-lint")
 """Registers and memories start from random bits: a design that needs initial values shows it."""
@@ -110,10 +112,38 @@ def _write(path: Path, text: str) -> None:
     Path(file.name).replace(path)
 
 
-def library(spec: ArchSpec, *, wave: bool = False, text: str | None = None) -> Path:
+def wave_format(wave: Path) -> str:
+    """vcd or fst, by a file's suffix. Raises GossamerError for another suffix, and for FST without its libraries."""
+    suffix = wave.suffix.removeprefix(".").lower()
+    if suffix not in ("vcd", "fst"):
+        raise GossamerError(f"a waveform file must end in .vcd or .fst, not {str(wave)!r}")
+    if suffix == "fst":
+        missing = missing_headers("zlib.h", "lz4.h")
+        if missing:
+            raise GossamerError(
+                f"an FST file needs {' and '.join(missing)} (Debian: zlib1g-dev and liblz4-dev); .vcd needs nothing"
+            )
+    return suffix
+
+
+def missing_headers(*names: str) -> list[str]:
+    """Which of these headers the C++ compiler does not find."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        return list(names)
+    command = [compiler, "-E", "-x", "c++", "-"]
+    codes = (
+        subprocess.run(command, input=f"#include <{n}>", capture_output=True, text=True, check=False).returncode
+        for n in names
+    )
+    return [name for name, code in zip(names, codes, strict=True) if code]
+
+
+def library(spec: ArchSpec, *, wave: str | None = None, coverage: bool = False, text: str | None = None) -> Path:
     """The spec's model as a shared library, built if it is not in the cache.
 
-    wave : with waveforms.  text : other Verilog than the spec's own, as a mutant's.
+    wave : vcd or fst, with waveforms.  coverage : counting lines and toggles.
+    text : other Verilog than the spec's own, as a mutant's.
     Raises GossamerError when a tool is missing or fails.
     """
     reason = missing_tools()
@@ -121,7 +151,7 @@ def library(spec: ArchSpec, *, wave: bool = False, text: str | None = None) -> P
         raise GossamerError(reason)
     design = verilog_of(spec) if text is None else text
     harness = resources.files("gossamer.rtl").joinpath("harness.cpp").read_text(encoding="utf-8")
-    flags = [*FLAGS, *(("--trace-vcd",) if wave else ())]
+    flags = [*FLAGS, *((f"--trace-{wave}",) if wave else ()), *(COVERAGE if coverage else ())]
     content = "\0".join([design, primitives(), harness, *flags])
     folder = cache_folder() / "models" / hashlib.sha256(content.encode()).hexdigest()[:24]
     built = folder / "model.so"

@@ -6,12 +6,20 @@
 #include <cstring>
 #include <deque>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "Vgossamer.h"
 #include "verilated.h"
-#if VM_TRACE
+#if VM_TRACE_FST
+#include "verilated_fst_c.h"
+using Wave = VerilatedFstC;
+#elif VM_TRACE
 #include "verilated_vcd_c.h"
+using Wave = VerilatedVcdC;
+#endif
+#if VM_COVERAGE
+#include "verilated_cov.h"
 #endif
 
 namespace {
@@ -86,6 +94,7 @@ struct Writer {
 
 struct Host {
   VerilatedContext context;
+  std::string coverage;  // a file for the counts, or empty
   Vgossamer* top = nullptr;
   Config c{};
   std::mt19937 random;
@@ -103,7 +112,7 @@ struct Host {
   std::vector<int64_t> order[UNITS];
   size_t started[UNITS], first[UNITS], lasted[UNITS], freed[UNITS], ended[UNITS];
 #if VM_TRACE
-  VerilatedVcdC* wave = nullptr;
+  Wave* wave = nullptr;
 #endif
 
   void mark(int unit, size_t* position, int field) {
@@ -270,8 +279,9 @@ struct Host {
 
 extern "C" {
 
-void* gossamer_create(int64_t seed, const char* wave) {
+void* gossamer_create(int64_t seed, const char* wave, const char* coverage) {
   Host* h = new Host;
+  h->coverage = coverage ? coverage : "";
   h->context.randReset(2);
   h->context.randSeed(static_cast<int>(seed & 0x7fffffff) + 1);
 #if VM_TRACE
@@ -280,7 +290,7 @@ void* gossamer_create(int64_t seed, const char* wave) {
   h->top = new Vgossamer(&h->context);
 #if VM_TRACE
   if (wave && *wave) {
-    h->wave = new VerilatedVcdC;
+    h->wave = new Wave;
     h->top->trace(h->wave, 99);
     h->wave->open(wave);
   }
@@ -306,6 +316,9 @@ void gossamer_destroy(void* handle) {
   }
 #endif
   h->top->final();
+#if VM_COVERAGE
+  h->context.coveragep()->write(h->coverage.c_str());
+#endif
   delete h->top;
   delete h;
 }

@@ -16,7 +16,7 @@ from gossamer.arch.memory import Trace
 from gossamer.arch.program import AcceleratorStage, Program
 from gossamer.arch.run import COUNTERS, EVENT_FIELDS, StageRun
 from gossamer.arch.spec import ArchSpec
-from gossamer.rtl.build import library
+from gossamer.rtl.build import library, wave_format
 from gossamer.rtl.registers_map import REGISTERS
 
 __all__ = ["HardwareError", "Memory", "Model"]
@@ -51,8 +51,9 @@ class Memory:
 class Model:
     """A spec's hardware, ready to run stages one after the other. Registers and memories start from random bits.
 
-    seed : of those bits.  wave : a VCD file to write.  text : other Verilog than the spec's own.
-    limit : cycles after which a stage is given up.
+    seed : of those bits.  wave : a .vcd or .fst file to write.
+    coverage : a file for Verilator's counts of lines and toggles, written by `close`.
+    text : other Verilog than the spec's own.  limit : cycles after which a stage is given up.
     """
 
     def __init__(
@@ -61,13 +62,15 @@ class Model:
         *,
         seed: int = 1,
         wave: Path | None = None,
+        coverage: Path | None = None,
         text: str | None = None,
         limit: int = 100_000_000,
     ) -> None:
         self.spec, self._limit = spec, limit
-        self._c = ctypes.CDLL(str(library(spec, wave=wave is not None, text=text)))
+        form = None if wave is None else wave_format(wave)
+        self._c = ctypes.CDLL(str(library(spec, wave=form, coverage=coverage is not None, text=text)))
         self._c.gossamer_create.restype = ctypes.c_void_p
-        self._c.gossamer_create.argtypes = [ctypes.c_int64, ctypes.c_char_p]
+        self._c.gossamer_create.argtypes = [ctypes.c_int64, ctypes.c_char_p, ctypes.c_char_p]
         self._c.gossamer_destroy.argtypes = [ctypes.c_void_p]
         self._c.gossamer_register.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
         self._c.gossamer_register.restype = ctypes.c_uint32
@@ -79,7 +82,7 @@ class Model:
         self._c.gossamer_bursts.restype = ctypes.c_int64
         self._c.gossamer_fetch_beats.argtypes = [pointer, pointer]
         self._c.gossamer_fetch_beats.restype = ctypes.c_int64
-        self._handle = self._c.gossamer_create(seed, str(wave).encode() if wave else None)
+        self._handle = self._c.gossamer_create(seed, *(str(p).encode() if p else None for p in (wave, coverage)))
 
     def __enter__(self) -> Self:
         return self
@@ -90,7 +93,7 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Free the model and finish its waveform."""
+        """Free the model and finish its files."""
         if self._handle:
             self._c.gossamer_destroy(self._handle)
             self._handle = None
