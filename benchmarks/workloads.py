@@ -5,6 +5,7 @@ products of two activations, taken here with a constant second operand: the same
 """
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from gossamer.compiler.layers import Conv, Network, Tensor
 
-__all__ = ["FOLDER", "layer_network", "masked", "read"]
+__all__ = ["FOLDER", "chain_network", "layer_network", "masked", "read"]
 
 FOLDER = Path(__file__).parent / "workloads"
 
@@ -48,21 +49,55 @@ def masked(rng: np.random.Generator, shape: tuple[int, int, int, int], pattern: 
 
 def layer_network(row: dict[str, str], pattern: str = "dense", seed: int = 0) -> Network:
     """One layer of a workload as a network of its own."""
+    conv, x, y = _layer(row, pattern, np.random.default_rng(seed))
+    conv = replace(conv, inputs=("x",), output="y")
+    tensors = {"x": _tensor("x", x, signed=False), "y": _tensor("y", y, signed=True)}
+    return Network(name=row["layer"], tensors=tensors, stages=(conv,), inputs=("x",), outputs=("y",))
+
+
+def chain_network(name: str, pattern: str = "dense", seed: int = 0) -> Network:
+    """A workload whole: every layer reads the latest tensor of the shape it needs, or else an input of the network.
+
+    The products of all heads of an attention layer are one grouped layer. Residual additions, poolings and functions
+    are not in the table, so they are not here either.
+    """
     rng = np.random.default_rng(seed)
+    tensors: dict[str, Tensor] = {}
+    latest: dict[tuple[int, int, int, int], str] = {}
+    stages, inputs = [], []
+    for row in read(name):
+        heads = int(row["count"] or 1) if row["kind"] == "bmm" else 1
+        conv, x, y = _layer(row, pattern, rng, heads)
+        if x not in latest:
+            latest[x] = f"{row['layer']}.x"
+            inputs.append(latest[x])
+            tensors[latest[x]] = _tensor(latest[x], x, signed=True)
+        conv = replace(conv, inputs=(latest[x],), output=f"{row['layer']}.y")
+        latest[y] = conv.output
+        tensors[conv.output] = _tensor(conv.output, y, signed=True)
+        stages.append(conv)
+    return Network(name=name, tensors=tensors, stages=tuple(stages), inputs=tuple(inputs), outputs=(stages[-1].output,))
+
+
+Shape = tuple[int, int, int, int]
+
+
+def _layer(row: dict[str, str], pattern: str, rng: np.random.Generator, heads: int = 1) -> tuple[Conv, Shape, Shape]:
+    """A row as a layer, with the shapes of its input and output."""
     if row["kind"] == "conv":
         n, c, h, w, k, r, s, stride, pad, groups, p, q = (
             int(row[f]) for f in ("N", "C", "H", "W", "K", "R", "S", "stride", "pad", "groups", "P", "Q")
         )
-        x, y = (n, c, h, w), (n, k, p, q)
-        shape = (k, c // groups, r, s)
+        x, y, shape = (n, c, h, w), (n, k, p, q), (k, c // groups, r, s)
     else:
         m, c, k = (int(row[f]) for f in ("M", "GK", "GN"))
-        x, y, shape, stride, pad, groups = (1, c, 1, m), (1, k, 1, m), (k, c, 1, 1), 1, 0, 1
+        x, y, shape = (1, heads * c, 1, m), (1, heads * k, 1, m), (heads * k, c, 1, 1)
+        stride, pad, groups = 1, 0, heads
     conv = Conv(
         name=row["layer"],
-        inputs=("x",),
-        output="y",
-        weight=masked(rng, shape, pattern),
+        inputs=(),
+        output="",
+        weight=masked(rng, shape, "dense" if row["kind"] == "bmm" else pattern),
         bias=np.zeros(shape[0], dtype=np.int32),
         scale=np.full(shape[0], 1e-3),
         stride=(stride, stride),
@@ -70,8 +105,8 @@ def layer_network(row: dict[str, str], pattern: str = "dense", seed: int = 0) ->
         groups=groups,
         pattern=pattern,
     )
-    tensors = {
-        "x": Tensor(name="x", shape=x, scale=0.05, zero_point=0, signed=False),
-        "y": Tensor(name="y", shape=y, scale=0.05, zero_point=0, signed=True),
-    }
-    return Network(name=row["layer"], tensors=tensors, stages=(conv,), inputs=("x",), outputs=("y",))
+    return conv, x, y
+
+
+def _tensor(name: str, shape: Shape, *, signed: bool) -> Tensor:
+    return Tensor(name=name, shape=shape, scale=0.05, zero_point=0, signed=signed)

@@ -310,7 +310,8 @@ def explain(
     debug: Debug = False,
 ) -> None:
     """Say where the cycles beyond the bound went, and which single change of spec or pattern would help most."""
-    from gossamer import explain, pictures, trials as neighbours
+    from gossamer import explain, pictures
+    from gossamer import trials as neighbours
     from gossamer.arch.program import MAGIC, Program
 
     if picture is not None:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["check_path", "layers", "overview", "timeline"]
+    from gossamer.explain import Explanation
+
+__all__ = ["check_path", "explanation", "layers", "overview", "timeline"]
 
 Cycles = NDArray[np.int64]
 
@@ -118,6 +120,40 @@ def overview(run: Run, path: str | Path) -> None:
         top, bottom = figure.subplots(2, 1, height_ratios=[4.8, below])
         _draw_timeline(top, run, None)
         _draw_layers(bottom, run, spans)
+    _save(figure, path)
+
+
+def explanation(found: Explanation, path: str | Path) -> None:
+    """Draw each layer's cycles as its bound and the parts beyond it. Raises as `timeline` does."""
+    check_path(path)
+    from gossamer.explain import MEANING
+
+    names = [n for n in MEANING if n not in ("columns", "imbalance", "metadata", "hidden")]
+    y = np.arange(len(found.layers))
+    # What hides in other layers' time, and a tail shorter than the one before, come off the bound's bar.
+    parts = np.array([[max(0.0, layer.parts.to_dict()[n]) for n in names] for layer in found.layers])
+    left = np.array([layer.cycles for layer in found.layers]) - parts.sum(axis=1)
+    figure = _figure(12.0, 0.3 + _layers_height(len(found.layers)))
+    axes = figure.add_subplot()
+    axes.barh(y, left, height=0.66, color=_SPENT[0][1], label="bound", linewidth=0)
+    for k, name in enumerate(names):
+        if parts[:, k].any():
+            colour = _LAYER_COLOURS[(k + 1) % len(_LAYER_COLOURS)]
+            axes.barh(y, parts[:, k], left=left, height=0.66, color=colour, label=name, linewidth=0)
+            left = left + parts[:, k]
+    for k, layer in enumerate(found.layers):
+        ratio = f", {layer.cycles / layer.bound:.2f} × bound" if layer.bound else ""
+        axes.annotate(
+            f"{layer.cycles:,}{ratio}", (left[k], k), (5, 0), textcoords="offset points", va="center", fontsize=8
+        )
+    _frame(axes, 1.16 * float(left.max()))
+    axes.set_yticks(y, [_short(layer.name, 36) for layer in found.layers], fontsize=9)
+    axes.set_ylim(len(found.layers) - 0.4, -0.6)
+    axes.set_xlabel("cycles that the layer added, and what they went to", fontsize=9)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=9, fontsize=8, frameon=False, borderaxespad=0.2,
+        handlelength=1.4,
+    )  # fmt: skip
     _save(figure, path)
 
 
