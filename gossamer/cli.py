@@ -340,13 +340,12 @@ def explain(
             )
             program = build_program(network, arch, progress)
         run = _api("simulate")(program, values=False, progress=progress)
-        found = explain.explain(run)
         tried = []
         if network is not None and trials:
             tried = neighbours.try_changes(network, program.spec, run.cycles, progress)
+    facts = explain.explain(run, tried)
     if picture is not None:
-        pictures.explanation(found, picture)
-    facts = explain.facts(found, tried)
+        pictures.explanation(facts, picture)
     if as_json:
         _print_json(facts)
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from gossamer.arch.errors import GossamerError
 from gossamer.arch.isa import SEMAPHORES, Unit
 from gossamer.arch.run import EVENT_FIELDS, Run, StageRun
+from gossamer.explain import INSIDE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from gossamer.explain import Explanation
 
 __all__ = ["check_path", "explanation", "layers", "overview", "timeline"]
 
@@ -123,17 +122,18 @@ def overview(run: Run, path: str | Path) -> None:
     _save(figure, path)
 
 
-def explanation(found: Explanation, path: str | Path) -> None:
-    """Draw each layer's cycles as its bound and the parts beyond it. Raises as `timeline` does."""
-    check_path(path)
-    from gossamer.explain import MEANING
+def explanation(facts: dict[str, Any], path: str | Path) -> None:
+    """Draw each layer's cycles as its bound and the parts beyond it. facts : of gossamer.explain.
 
-    names = [n for n in MEANING if n not in ("columns", "imbalance", "metadata", "hidden")]
-    y = np.arange(len(found.layers))
+    Raises GossamerError when matplotlib is missing or the suffix is unknown.
+    """
+    check_path(path)
+    found = facts["layers"]
     # What hides in other layers' time, and a tail shorter than the one before, come off the bound's bar.
-    parts = np.array([[max(0.0, layer.parts.to_dict()[n]) for n in names] for layer in found.layers])
-    left = np.array([layer.cycles for layer in found.layers]) - parts.sum(axis=1)
-    figure = _figure(12.0, 0.3 + _layers_height(len(found.layers)))
+    names = [n for n in facts["parts"] if n not in INSIDE and n != "hidden"]
+    parts = np.array([[max(0.0, layer["parts"][n]) for n in names] for layer in found])
+    left = np.array([layer["cycles"] for layer in found]) - parts.sum(axis=1)
+    figure, y = _figure(12.0, 0.3 + _layers_height(len(found))), np.arange(len(found))
     axes = figure.add_subplot()
     axes.barh(y, left, height=0.66, color=_SPENT[0][1], label="bound", linewidth=0)
     for k, name in enumerate(names):
@@ -141,14 +141,15 @@ def explanation(found: Explanation, path: str | Path) -> None:
             colour = _LAYER_COLOURS[(k + 1) % len(_LAYER_COLOURS)]
             axes.barh(y, parts[:, k], left=left, height=0.66, color=colour, label=name, linewidth=0)
             left = left + parts[:, k]
-    for k, layer in enumerate(found.layers):
-        ratio = f", {layer.cycles / layer.bound:.2f} × bound" if layer.bound else ""
+    for k, layer in enumerate(found):
+        ratio = f", {layer['cycles'] / layer['bound']:.2f} × bound" if layer["bound"] else ""
         axes.annotate(
-            f"{layer.cycles:,}{ratio}", (left[k], k), (5, 0), textcoords="offset points", va="center", fontsize=8
-        )
+            f"{layer['cycles']:,}{ratio}", (left[k], k), (5, 0), textcoords="offset points", va="center", fontsize=8,
+            color="#333333",
+        )  # fmt: skip
     _frame(axes, 1.16 * float(left.max()))
-    axes.set_yticks(y, [_short(layer.name, 36) for layer in found.layers], fontsize=9)
-    axes.set_ylim(len(found.layers) - 0.4, -0.6)
+    axes.set_yticks(y, [_short(layer["name"], 36) for layer in found], fontsize=9)
+    axes.set_ylim(len(found) - 0.4, -0.6)
     axes.set_xlabel("cycles that the layer added, and what they went to", fontsize=9)
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1.0), ncols=9, fontsize=8, frameon=False, borderaxespad=0.2,

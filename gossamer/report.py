@@ -295,7 +295,9 @@ def _show_explanation(facts: dict[str, Any]) -> None:
 
 def _largest(parts: dict[str, float], *, inside: bool) -> str:
     """The parts inside or beyond the bound, the largest first, without what rounds to nothing."""
-    mine = {n: round(v) for n, v in parts.items() if (n in ("columns", "imbalance", "metadata")) == inside}
+    from gossamer.explain import INSIDE
+
+    mine = {n: round(v) for n, v in parts.items() if (n in INSIDE) == inside}
     return ", ".join(f"{n} {v:,}" for n, v in sorted(mine.items(), key=lambda item: -abs(item[1])) if v)
 
 

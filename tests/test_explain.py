@@ -17,7 +17,8 @@ from gossamer.arch.program import Program
 from gossamer.arch.spec import ArchSpec
 from gossamer.compiler.backend import build_program
 from gossamer.compiler.layers import Network
-from gossamer.explain import MEANING, LayerParts, explain, facts
+from gossamer.explain import MEANING, explain
+from gossamer.sim.breakdown import LayerParts, break_down
 from gossamer.sim.layers import layer_report
 from gossamer.sim.simulate import simulate
 from gossamer.trials import changed_specs, try_changes
@@ -28,7 +29,7 @@ DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits" / "digits-2
 def check_sums(program: Program) -> None:
     """Exactly: every layer's cycles are its bound and its parts, and all layers are the run."""
     run = simulate(program, values=False)
-    found = explain(run)
+    found = break_down(run)
     for layer, reported in zip(found.layers, layer_report(run), strict=True):
         assert layer.cycles == reported["cycles"]
         assert layer.bound == pytest.approx(reported["bound"], rel=1e-12)
@@ -63,7 +64,7 @@ def one(
     weight = np.where(conv.weight == 0, density == 1.0, conv.weight).astype(np.int8)
     conv = type(conv)(**{**conv.__dict__, "weight": weight})
     network = Network(name="one", tensors={"x": x, y.name: y}, stages=(conv,), inputs=("x",), outputs=(y.name,))
-    return explain(simulate(build_program(network, spec), values=False)).layers[0]
+    return break_down(simulate(build_program(network, spec), values=False)).layers[0]
 
 
 EDGE = ArchSpec.load("edge")
@@ -136,7 +137,7 @@ def test_a_program_without_notes_has_nothing_to_explain() -> None:
     program = build_program(random_network(np.random.default_rng(0)), EDGE)
     run = simulate(Program(**{**program.__dict__, "layers": ()}), values=False)
     with pytest.raises(GossamerError, match="has no notes on its layers"):
-        explain(run)
+        break_down(run)
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -156,8 +157,6 @@ def test_the_command(tmp_path: Path) -> None:
     assert found["best"] is None
     program = build_program(random_network(np.random.default_rng(0)), EDGE)
     program.save(tmp_path / "p.gsm")
-    assert json.loads(call("explain", tmp_path / "p.gsm", "--json").stdout) == facts(
-        explain(simulate(program, values=False))
-    )
+    assert json.loads(call("explain", tmp_path / "p.gsm", "--json").stdout) == explain(simulate(program, values=False))
     assert call("explain", tmp_path / "p.gsm", "edge").exit_code == 2
     assert call("explain", DIGITS).exit_code == 2
