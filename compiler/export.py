@@ -31,6 +31,7 @@ from gossamer.compiler.ops import (
     Linear,
     MaxPool,
     Op,
+    Product,
     Quant,
     Quantise,
     Reshape,
@@ -221,6 +222,8 @@ class Writer:
             before = f"{op.pre}/raw"
         if isinstance(op, Add):
             self.node("Add", inputs, before)
+        elif isinstance(op, Product):
+            self._matmul(op, inputs, before)
         elif op.residual:
             self._product(op, inputs[0], f"{op.output}/product")
             self.node("Add", [f"{op.output}/product", inputs[-1]], before)
@@ -263,6 +266,41 @@ class Writer:
         product = self.node("MatMul", [x, weight], f"{stem}matmul" if bias else target)
         if bias:
             self.node("Add", [product, *bias], target)
+
+    def _matmul(self, op: Product, inputs: list[str], target: str) -> None:
+        """Operands into heads, the product of all of them at once, and the result as its tensor has it."""
+        stem = f"{op.output}/"
+
+        def moved(x: str, name: str, perm: tuple[int, ...], shape: tuple[int, ...]) -> str:
+            turned = self.node("Transpose", [x], f"{stem}{name}/turned", perm=perm)
+            size = self.constant(f"{stem}{name}/shape", shape, np.int64)
+            return self.node("Reshape", [turned, size], f"{stem}{name}")
+
+        heads: list[str] = []
+        for x, name, runs, layout in zip(inputs, "ab", op.runs, op.layouts, strict=False):
+            images, channels, _, tokens = layout.shape
+            width = channels // runs
+            shape = self.constant(f"{stem}{name}/split", (images, tokens, runs, width), np.int64)
+            split = self.node("Reshape", [x, shape], f"{stem}{name}/runs")
+            if name == "b" and op.transposed:
+                heads.append(moved(split, name, (0, 2, 3, 1), (op.products, width, tokens)))
+            else:
+                heads.append(moved(split, name, (0, 2, 1, 3), (op.products, tokens, width)))
+        rows, _, columns = op.size
+        mask = None if op.mask is None else self.constant(f"{stem}mask", op.mask)
+        if mask is not None and not op.transposed:
+            heads[0] = self.node("Mul", [heads[0], mask], f"{stem}a/masked")
+        y = self.node("MatMul", heads, f"{stem}matmul")
+        if op.factor != 1.0:
+            y = self.node("Mul", [y, self.constant(f"{stem}factor", op.factor)], f"{stem}scaled")
+        if mask is not None and op.transposed:
+            y = self.node("Mul", [y, mask], f"{stem}masked")
+        runs = op.runs[2]
+        shape = self.constant(f"{stem}y/split", (op.products // runs, runs, rows, columns), np.int64)
+        split = self.node("Reshape", [y, shape], f"{stem}y/runs")
+        turned = self.node("Transpose", [split], f"{stem}y/turned", perm=(0, 2, 1, 3))
+        final = self.constant(f"{stem}y/shape", self.graph.shape(op.output), np.int64)
+        self.node("Reshape", [turned, final], target)
 
     def _affine(self, op: Affine, x: str, target: str, stem: str) -> None:
         scale, shift = op.scale, op.shift

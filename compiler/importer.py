@@ -25,6 +25,9 @@ SMALL = 1024
 """Initialisers of at most this many elements may be shapes or axes, so that shape inference has to see them."""
 
 _BATCH_NAMES = {"batch", "batch_size", "batchsize", "n", "bs", "b", "none", "unk__0", ""}
+_MULTIPLIES = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization"}
+"""Operators whose constants are weights, not masks."""
+
 _FLOATS_NOT_TAKEN = {"float16", "bfloat16", "float64", "complex64", "complex128"}
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -39,7 +42,8 @@ def import_model(model: Model, dims: Mapping[str, int] | None = None) -> Graph:
     Raises ModelError for what is not ONNX, for weights that are not finite, and for dimensions nobody fixed.
     """
     proto = _inlined(load(model))
-    weights = {t.name: _array(t) for t in proto.graph.initializer}
+    multiplied = {name for node in proto.graph.node if node.op_type in _MULTIPLIES for name in node.input}
+    weights = {t.name: _array(t, may_mask=t.name not in multiplied) for t in proto.graph.initializer}
     skeleton = _modern(_skeleton(proto, weights))
     graph = Graph(name=proto.graph.name or "model", opset=_opset(skeleton))
     graph.constants = {t.name: _array(t) for t in skeleton.graph.initializer} | {
@@ -92,15 +96,20 @@ def dtype_name(elem_type: int) -> str:
     return str(np.dtype(helper.tensor_dtype_to_np_dtype(elem_type)))
 
 
-def _array(tensor: onnx.TensorProto) -> Array:
-    """An initialiser's value, refused when it could only poison what follows."""
+def _array(tensor: onnx.TensorProto, may_mask: bool = True) -> Array:
+    """An initialiser's value, refused when it could only poison what follows.
+
+    may_mask : the tensor may be an attention mask, whose entries are -infinity.
+    """
     value = numpy_helper.to_array(tensor)
     name = str(value.dtype)
     if name in _FLOATS_NOT_TAKEN and value.size > 1:
         raise ModelError(f"weight {tensor.name!r} is {name}; must be float32, or int8 with scales (QDQ)")
     if name == "float32" and not np.isfinite(value.sum(dtype=np.float64)):
         bad = ~np.isfinite(value)
-        # An infinite scalar is a bound or an attention mask, not a weight.
+        # An infinite scalar is a bound, not a weight.
+        if may_mask:
+            bad &= value != -np.inf
         if np.isnan(value).any() or (value.size > 1 and bad.any()):
             where = tuple(int(i) for i in np.argwhere(bad)[0])
             raise ModelError(

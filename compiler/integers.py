@@ -7,7 +7,7 @@ from gossamer.arch.errors import ModelError
 from gossamer.arch.numerics import ACC_MAX
 from gossamer.compiler.ops import Affine, Array, Conv, Linear
 
-__all__ = ["integer_weights", "real_weights", "weight_scales"]
+__all__ = ["WEIGHT_MAX", "integer_weights", "real_weights", "weight_scales"]
 
 WEIGHT_MAX = 127
 """Largest magnitude of a weight code; -128 is not used, so that codes are symmetric."""

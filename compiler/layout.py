@@ -31,10 +31,11 @@ def map_layout(shape: Shape) -> Layout | None:
 
 
 def token_layout(shape: Shape) -> Layout | None:
-    """Layout of tokens [..., features]."""
+    """Layout of tokens [..., features]; [batch, tokens, features] keeps its images apart."""
     if len(shape) < 2:
         return None
-    return Layout(shape=(1, shape[-1], 1, prod(shape[:-1])), channels_last=True)
+    images = shape[0] if len(shape) == 3 else 1
+    return Layout(shape=(images, shape[-1], 1, prod(shape[:-1]) // images), channels_last=True)
 
 
 def features_last(layout: Layout, shape: Shape) -> bool:

@@ -23,6 +23,7 @@ from gossamer.compiler.ops import (
     Linear,
     MaxPool,
     Op,
+    Product,
     Quantise,
     Reshape,
     Transpose,
@@ -69,6 +70,8 @@ def _preferred(graph: Graph, tensor: str, depth: int = 0) -> Layout | None:
             found = token_layout(shape)
         elif isinstance(user, Affine):
             found = map_layout(shape) if user.axis == 1 and len(shape) > 2 else token_layout(shape)
+        elif isinstance(user, Product):
+            found = user.layouts[user.inputs.index(tensor)]
         elif isinstance(user, Reshape | Transpose) and depth < 8:
             wish = _preferred(graph, user.output, depth + 1)
             for channels_last in (False, True) if wish else ():
@@ -121,6 +124,7 @@ class _Judge:
             Concat: self._concat,
             Reshape: self._view,
             Transpose: self._view,
+            Product: self._product,
         }
         layout = rules[type(op)]()
         for tensor in op.reads:  # from here on these come from outside as codes
@@ -168,6 +172,18 @@ class _Judge:
         n, _, h, w = layout.shape
         place = (h, w) if kernel == (1, 1) else (1, 1)
         return Layout(shape=(n, self.op.weight.shape[0], *place), channels_last=True)
+
+    def _product(self) -> Layout:
+        op = self.op
+        assert isinstance(op, Product)
+        *operands, result = op.layouts
+        for tensor, wanted in zip(op.inputs, operands, strict=True):
+            found = self.graph.info(tensor).layout
+            if found is not None and not found.same(wanted):
+                raise _No(f"{tensor!r} lies in the array as {list(found.shape)}, not as {list(wanted.shape)}")
+        for tensor, wanted in zip(op.inputs, operands, strict=True):
+            self.graph.update(tensor, layout=self.graph.info(tensor).layout or wanted)
+        return result
 
     def _global_pool(self) -> Layout:
         assert isinstance(self.op, GlobalAveragePool)

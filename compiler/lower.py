@@ -16,7 +16,7 @@ from gossamer.compiler.functions import Function
 from gossamer.compiler.graph import Graph
 from gossamer.compiler.integers import integer_weights
 from gossamer.compiler.layers import Conv as ConvLayer
-from gossamer.compiler.layers import HostSegment, Network, Tensor
+from gossamer.compiler.layers import HostSegment, Layer, MatMul, Network, Tensor
 from gossamer.compiler.layers import MaxPool as MaxLayer
 from gossamer.compiler.layout import array_weight
 from gossamer.compiler.ops import (
@@ -32,11 +32,13 @@ from gossamer.compiler.ops import (
     Linear,
     MaxPool,
     Op,
+    Product,
     Quant,
     Reshape,
     TensorInfo,
     View,
 )
+from gossamer.compiler.products import MASK_TILE
 from gossamer.compiler.segments import build_segment, host_groups, stage_order
 
 __all__ = ["lower"]
@@ -64,7 +66,7 @@ class _Lowering:
         graph = self.graph
         groups = host_groups(graph)
         self._find_roots()
-        stages: list[ConvLayer | MaxLayer | HostSegment] = []
+        stages: list[Layer | HostSegment] = []
         for unit in stage_order(graph, groups):
             if isinstance(unit, list):
                 segment = build_segment(graph, f"host{sum(isinstance(s, HostSegment) for s in stages)}", unit)
@@ -106,7 +108,7 @@ class _Lowering:
                 return True
             for user in self.graph.consumers(tensor):
                 as_residual = isinstance(user, Compute) and user.residual and user.inputs[-1] == tensor
-                if isinstance(user, Host) or as_residual:
+                if isinstance(user, Host | Product) or as_residual:
                     return True
                 if isinstance(user, View | Concat):
                     todo.append(user.output)
@@ -135,7 +137,7 @@ class _Lowering:
             raise ModelError(f"tensor {tensor!r} has no layout; run the legalise pass before lower")
         return layout
 
-    def _layer(self, op: Op) -> list[ConvLayer | MaxLayer]:
+    def _layer(self, op: Op) -> list[Layer]:
         if isinstance(op, View) or (isinstance(op, Concat) and self.roots[op.output] != (op.output,)):
             return []
         if isinstance(op, Concat):
@@ -146,6 +148,8 @@ class _Lowering:
             self._declare(name)
         if isinstance(op, MaxPool):
             return [self._maximum(op, inputs)]
+        if isinstance(op, Product):
+            return [self._matmul(op)]
         weight, bias, scale, pattern = self._product(op)
         return [self._conv(op, inputs, weight, bias, scale, pattern)]
 
@@ -165,6 +169,39 @@ class _Lowering:
             hi=hi,
             source=op.source,
         )
+
+    def _matmul(self, op: Product) -> MatMul:
+        (a,), (b,) = (self._root(tensor) for tensor in op.inputs)
+        for name in (a, b):
+            self._declare(name)
+        quant = self._quant(op.output)
+        before, lo, hi, table = self._epilogue(op, quant)
+        return MatMul(
+            name=op.name,
+            a=a,
+            b=b,
+            output=op.output,
+            transposed=op.transposed,
+            products=op.products,
+            scale=self._quant(a).scale * self._quant(b).scale / before.scale * op.factor,
+            zero_point=before.zero_point,
+            lo=lo,
+            hi=hi,
+            signed=before.signed,
+            table=table,
+            mask=None if op.mask is None else np.ascontiguousarray(op.mask[::MASK_TILE, ::MASK_TILE]),
+            mask_tile=(1, 1) if op.mask is None else (MASK_TILE, MASK_TILE),
+            source=op.source,
+        )
+
+    def _epilogue(self, op: Op, quant: Quant) -> tuple[Quant, int, int, NDArray[np.uint8] | None]:
+        """Codes before a table (or of the output), the clamp in them, and the table of a function that needs one."""
+        function = _function(op)
+        if function is None or function.is_clamp:
+            return quant, *_clamp(op, quant), None
+        # A lone function looks up its input's own codes; a fused one those of the value before it.
+        before = self._quant(op.pre if isinstance(op, Compute) else op.inputs[0])
+        return before, *code_range(before.signed), _table(function, before, quant)
 
     def _product(self, op: Op) -> tuple[NDArray[np.int8], NDArray[np.int32], NDArray[np.float64], str]:
         """Weight codes, bias codes, real scale of one accumulator unit per channel, and the pattern's name."""
@@ -195,14 +232,7 @@ class _Lowering:
         pattern: str,
     ) -> ConvLayer:
         quant = self._quant(op.output)
-        table = None
-        before = quant
-        function = _function(op)
-        if function is not None and not function.is_clamp:
-            # A lone function looks up its input's own codes; a fused one those of the value before it.
-            before = self._quant(op.pre if isinstance(op, Compute) else op.inputs[0])
-            table = _table(function, before, quant)
-        lo, hi = _clamp(op, before) if table is None else code_range(before.signed)
+        before, lo, hi, table = self._epilogue(op, quant)
         residual = op.inputs[-1] if isinstance(op, Compute) and op.residual else None
         ratio = 0.0
         if residual is not None:

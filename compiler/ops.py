@@ -30,6 +30,7 @@ __all__ = [
     "Linear",
     "MaxPool",
     "Op",
+    "Product",
     "Quant",
     "Quantise",
     "Reshape",
@@ -219,6 +220,39 @@ class GlobalAveragePool(Compute):
 
     axes: tuple[int, ...]
     keepdims: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Product(Compute):
+    """Matrix products of two computed tensors, one for every image and head: inputs (a, b), y = a b * factor.
+
+    Every tensor is tokens: its elements in the model's order are (images, tokens, runs, width), and product i is run
+    i % runs of image i // runs.
+
+    products : how many.  size : (rows, reduction, columns) of each.
+    runs : of a, b and y.  transposed : b's tokens are y's columns, else they are the reduction.
+    mask : bool [rows, columns if transposed else reduction], what is False is left out: y is zero there (transposed),
+        or a counts as zero.
+    """
+
+    products: int
+    size: tuple[int, int, int]
+    transposed: bool
+    runs: tuple[int, int, int] = (1, 1, 1)
+    factor: float = 1.0
+    mask: Array | None = None
+
+    @property
+    def layouts(self) -> tuple[Layout, Layout, Layout]:
+        """How a, b and y lie in the array."""
+        rows, reduction, columns = self.size
+        second = (columns, reduction) if self.transposed else (reduction, columns)
+        sizes = ((rows, reduction), second, (rows, columns))
+        a, b, y = (
+            Layout(shape=(self.products // runs, runs * width, 1, tokens), channels_last=True)
+            for runs, (tokens, width) in zip(self.runs, sizes, strict=True)
+        )
+        return a, b, y
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

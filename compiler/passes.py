@@ -16,6 +16,8 @@ from gossamer.compiler.importer import Model, import_model
 from gossamer.compiler.layers import Network
 from gossamer.compiler.legalise import legalise
 from gossamer.compiler.lower import lower
+from gossamer.compiler.partition import partition
+from gossamer.compiler.products import recognise_products
 from gossamer.compiler.quantise import quantise
 from gossamer.compiler.recognise import recognise
 from gossamer.compiler.shapes import fold_constants, infer_shapes
@@ -31,12 +33,14 @@ class Options:
     sparsity : a pattern for all layers, or {layer name or glob: pattern} (see sparsify); None keeps weights as they are
     calibration : data to measure ranges on (see calibrate.Calibration);  method : minmax, percentile or entropy
     signed : int8 instead of uint8 activations
+    products : the accelerator multiplies activations with each other (ArchSpec.dynamic_operands)
     """
 
     sparsity: Sparsity | None = None
     calibration: Calibration | None = None
     method: str = "minmax"
     signed: bool = False
+    products: bool = False
 
 
 Pass = Callable[[Graph, Options], Graph]
@@ -46,7 +50,9 @@ PASSES: dict[str, Pass] = {
     "fold_constants": lambda graph, _: fold_constants(graph),
     "recognise": lambda graph, _: recognise(graph),
     "cleanup": lambda graph, _: cleanup(graph),
+    "products": lambda graph, options: recognise_products(graph) if options.products else graph,
     "legalise": lambda graph, _: legalise(graph),
+    "partition": lambda graph, _: partition(graph),
     "sparsify": lambda graph, options: sparsify(graph, options.sparsity),
     "fuse": lambda graph, _: fuse(graph),
     "quantise": lambda graph, options: quantise(graph, options.calibration, options.method, options.signed),

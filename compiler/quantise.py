@@ -16,7 +16,7 @@ from gossamer.arch.numerics import code_range
 from gossamer.compiler.calibrate import Calibration, calibrate
 from gossamer.compiler.export import host_ops
 from gossamer.compiler.graph import Graph
-from gossamer.compiler.integers import integer_weights, weight_scales
+from gossamer.compiler.integers import WEIGHT_MAX, integer_weights, weight_scales
 from gossamer.compiler.ops import (
     Add,
     Affine,
@@ -27,6 +27,7 @@ from gossamer.compiler.ops import (
     Linear,
     MaxPool,
     Op,
+    Product,
     Quant,
     View,
 )
@@ -45,16 +46,18 @@ def quantise(
     calibration : data to measure ranges on (random, with a warning, when None);  method : see calibrate.METHODS
     signed : int8 activations instead of uint8.
     """
-    graph = _separate(graph.copy())
+    graph = _symmetric_operands(_separate(graph.copy()))
     groups = _groups(graph)
     missing = [t for group in groups for t in group if all(graph.info(g).quant is None for g in group)]
     ranges = calibrate(graph, missing, calibration, method)
     if _protect_padding(graph, ranges):
         groups = _groups(graph)
+    operands = {op.inputs[1] for op in graph if isinstance(op, Product)}
     for group in groups:
         given = next((q for t in group if (q := graph.info(t).quant) is not None), None)
         if given is None:
-            given = _quant(min(ranges[t][0] for t in group), max(ranges[t][1] for t in group), signed)
+            lo, hi = min(ranges[t][0] for t in group), max(ranges[t][1] for t in group)
+            given = _quant(lo, hi, signed) if operands.isdisjoint(group) else _symmetric(lo, hi)
         for tensor in group:
             graph.update(tensor, quant=given)
     _check_padding(graph)
@@ -73,6 +76,12 @@ def _quant(lo: float, hi: float, signed: bool) -> Quant:
     if scale < np.finfo(np.float32).tiny:
         return Quant(scale=1.0, zero_point=first, signed=signed)
     return Quant(scale=scale, zero_point=int(np.clip(round(first - lo / scale), first, last)), signed=signed)
+
+
+def _symmetric(lo: float, hi: float) -> Quant:
+    """Codes from -127 to 127 around zero: what takes the place of weights is quantised as weights are."""
+    scale = float(np.float32(max(-lo, hi) / WEIGHT_MAX))
+    return Quant(scale=scale if scale >= np.finfo(np.float32).tiny else 1.0, zero_point=0, signed=True)
 
 
 def _moves(op: Op) -> bool:
@@ -102,6 +111,23 @@ def _separate(graph: Graph) -> Graph:
                 graph.tensors[moved] = replace(graph.info(op.output), name=moved, quant=given)
                 graph.replace(op.name, replace(op, outputs=(moved,)))
                 graph.add(_identity(graph, moved, op.output))
+    return graph
+
+
+def _symmetric_operands(graph: Graph) -> Graph:
+    """Give a product its second operand as int8 around zero where a QDQ model has it otherwise."""
+    for op in graph.order():
+        if not isinstance(op, Product):
+            continue
+        first, second = op.inputs
+        given = graph.info(second).quant
+        if given is None or (given.signed and given.zero_point == 0):
+            continue
+        copy = graph.fresh(f"{second}/operand")
+        lo, hi = given.dequantise(code_range(given.signed))
+        graph.tensors[copy] = replace(graph.info(second), name=copy, quant=_symmetric(float(lo), float(hi)))
+        graph.add(_identity(graph, second, copy))
+        graph.replace(op.name, replace(op, inputs=(first, copy)))
     return graph
 
 

@@ -34,7 +34,10 @@ from gossamer.compiler.ops import (
     Transpose,
 )
 
-__all__ = ["recognise"]
+__all__ = ["NEVER", "recognise"]
+
+NEVER = -1e4
+"""A constant of at most this, added to scores, leaves nothing of them after a softmax: it is a mask."""
 
 
 class _No(Exception):
@@ -347,6 +350,8 @@ def _arithmetic(node: _Node) -> Op:
         }[kind]
     if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
         raise _No(f"{kind} with a constant that is not finite")
+    if shift.min() <= NEVER:
+        raise _No(f"{kind} of a mask: {shift.min():g} leaves nothing of what it is added to")
     return Affine(**node.common(index), scale=scale.copy(), shift=shift.copy(), axis=axis)
 
 

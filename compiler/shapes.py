@@ -15,7 +15,7 @@ from gossamer.compiler.graph import Graph
 from gossamer.compiler.importer import SMALL, dtype_name
 from gossamer.compiler.ops import Array, Host, TensorInfo
 
-__all__ = ["fold_constants", "infer_shapes"]
+__all__ = ["evaluate", "fold_constants", "infer_shapes", "node_of"]
 
 FOLD_LIMIT = 1 << 28
 """No constant larger than this many elements is made."""
@@ -131,7 +131,7 @@ def _evaluate(graph: Graph, op: Host) -> dict[str, Array] | None:
     sizes = [graph.info(o).shape for o in op.outputs if o]
     if any(shape is not None and np.prod(shape, dtype=np.float64) > FOLD_LIMIT for shape in sizes):
         return None
-    return _run(op, {name: graph.constants[name] for name in op.reads}, graph.opset)
+    return evaluate(op, {name: graph.constants[name] for name in op.reads}, graph.opset)
 
 
 def _constant_of_shape(graph: Graph, op: Host) -> dict[str, Array] | None:
@@ -142,7 +142,7 @@ def _constant_of_shape(graph: Graph, op: Host) -> dict[str, Array] | None:
     return {op.output: np.full(shape, fill.reshape(-1)[0], dtype=fill.dtype)}
 
 
-def _run(op: Host, feeds: dict[str, Array], opset: dict[str, int]) -> dict[str, Array] | None:
+def evaluate(op: Host, feeds: dict[str, Array], opset: dict[str, int]) -> dict[str, Array] | None:
     """ONNX's reference evaluator on one node; None for what it does not implement."""
     from onnx.reference import ReferenceEvaluator
 

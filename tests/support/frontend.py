@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gossamer.arch.numerics import code_range, make_requant, requantise
 from gossamer.compiler.export import export_model
 from gossamer.compiler.importer import import_model
-from gossamer.compiler.layers import Conv, HostSegment, MaxPool, Network, Tensor
+from gossamer.compiler.layers import Conv, HostSegment, MatMul, MaxPool, Network, Tensor
 from gossamer.compiler.lower import lower
 from gossamer.compiler.passes import Options, run_passes
 
@@ -125,6 +125,40 @@ def run_pool(layer: MaxPool, network: Network, codes):
     return np.clip(view.max(axis=(-1, -2)), layer.lo, layer.hi)
 
 
+def run_matmul(layer: MatMul, network: Network, codes):
+    def heads(name):
+        """[products, tokens, width], without the zero point."""
+        n, c, _, tokens = network.tensors[name].shape
+        x = codes[name] - network.tensors[name].zero_point
+        runs = layer.products // n
+        return x.reshape(n, runs, c // runs, tokens).transpose(0, 1, 3, 2).reshape(layer.products, tokens, -1)
+
+    a, b = heads(layer.a), heads(layer.b)
+    second = network.tensors[layer.b]
+    assert (second.zero_point, second.signed) == (0, True)
+    keep = None
+    if layer.mask is not None:
+        keep = layer.mask.repeat(layer.mask_tile[0], axis=0).repeat(layer.mask_tile[1], axis=1)
+        keep = keep[: a.shape[1], : b.shape[1]]
+        if not layer.transposed:
+            a = a * keep
+    acc = a @ (b.transpose(0, 2, 1) if layer.transposed else b)
+    out = network.tensors[layer.output]
+    table = None
+    if layer.table is not None:
+        table = layer.table.view(np.int8) if out.signed else layer.table
+    requant = make_requant(np.full(acc.shape[-1], layer.scale), zero_point=layer.zero_point, lo=layer.lo, hi=layer.hi)
+    y = requantise(acc.astype(np.int32), np.zeros(acc.shape[-1], np.int32), requant, None, table).astype(np.int64)
+    if keep is not None and layer.transposed:
+        y = np.where(keep, y, layer.zero_point)
+    n, c, _, tokens = out.shape
+    runs = layer.products // n
+    return y.reshape(n, runs, tokens, c // runs).transpose(0, 1, 3, 2).reshape(out.shape)
+
+
+RUN = {Conv: run_conv, MaxPool: run_pool, MatMul: run_matmul}
+
+
 def run_network(network: Network, feeds):
     """Every tensor of the network as codes in array shape (or a host value), and the outputs in the model's terms."""
     codes, host = {}, {}
@@ -150,8 +184,7 @@ def run_network(network: Network, feeds):
                 else:
                     host[name] = value
         else:
-            run = run_conv if isinstance(stage, Conv) else run_pool
-            codes[stage.output] = run(stage, network, codes)
+            codes[stage.output] = RUN[type(stage)](stage, network, codes)
             assert codes[stage.output].shape == network.tensors[stage.output].shape, stage.name
     outputs = []
     for name in network.outputs:
@@ -208,6 +241,9 @@ def check_structure(network: Network):
             continue
         inputs = [network.tensors[name] for name in stage.inputs]
         out = network.tensors[stage.output]
+        if isinstance(stage, MatMul):
+            check_matmul(stage, *inputs, out)
+            continue
         n, _, h, w = inputs[0].shape
         channels = sum(t.shape[1] for t in inputs)
         assert all((t.shape[0], *t.shape[2:]) == (n, h, w) for t in inputs)
@@ -235,6 +271,25 @@ def check_structure(network: Network):
         assert out.shape == (n, out_channels, *size), stage.name
         assert int(np.prod(out.model_shape)) == int(np.prod(out.shape))
     assert set(network.outputs) <= ready
+
+
+def check_matmul(layer: MatMul, a: Tensor, b: Tensor, y: Tensor):
+    """The products' sizes follow from the tensors."""
+
+    def size(t: Tensor):
+        n, c, h, tokens = t.shape
+        assert h == 1
+        assert layer.products % n == 0
+        assert c * n % layer.products == 0
+        return tokens, c * n // layer.products
+
+    (rows, reduction), second, (out_rows, columns) = size(a), size(b), size(y)
+    assert rows == out_rows
+    assert second == ((columns, reduction) if layer.transposed else (reduction, columns))
+    assert (b.signed, b.zero_point) == (True, 0)
+    if layer.mask is not None:
+        keys = columns if layer.transposed else reduction
+        assert layer.mask.shape == (-(-rows // layer.mask_tile[0]), -(-keys // layer.mask_tile[1]))
 
 
 def with_random_weights(model, seed=0):
@@ -274,8 +329,7 @@ def check_layers(network: Network, twin, feeds):
     values = dict(zip(shown, run_onnx(model, feeds), strict=True)) if shown else {}
     codes = {t: to_array(network.tensors[t], v.astype(np.int64)) for t, v in values.items()}
     for layer in network.layers:
-        run = run_conv if isinstance(layer, Conv) else run_pool
-        ours = run(layer, network, codes)
+        ours = RUN[type(layer)](layer, network, codes)
         theirs = codes.setdefault(layer.output, ours)
         table = getattr(layer, "table", None)
         allowed = 1
