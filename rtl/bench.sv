@@ -60,6 +60,35 @@ module gossamer_read_port #(
     end
 endmodule
 
+// The event log: in every cycle with an event, a line with the cycle, a bit for each unit and kind, and `waited`.
+module gossamer_event_log (
+  input wire clk,
+  input wire rst,
+  input wire running,
+  input wire dump,
+  input wire [63:0] t,
+  input wire [4:0] e_dispatch,
+  input wire [4:0] e_start,
+  input wire [4:0] e_first,
+  input wire [4:0] e_last,
+  input wire [4:0] e_free,
+  input wire [4:0] e_end,
+  input wire [55:0] e_waited
+);
+  integer log;
+  reg [8 * 1024 - 1:0] name;
+  initial begin
+    log = 0;
+    if ($value$plusargs("events=%s", name)) log = $fopen(name, "w");
+  end
+  always @(posedge clk) begin
+    if (running && !rst && log != 0 && (|{e_dispatch, e_start, e_first, e_last, e_free, e_end}))
+      $fwrite(log, "%0d %0d %0d %0d %0d %0d %0d %0d\n",
+              t, e_dispatch, e_start, e_first, e_last, e_free, e_end, e_waited);
+    if (dump && log != 0) $fflush(log);
+  end
+endmodule
+
 // The accelerator with its three memory ports and the event log.
 module gossamer_cosim #(
   parameter DATA_BYTES = 8,
@@ -176,21 +205,14 @@ module gossamer_cosim #(
     .events_free(e_free), .events_end(e_end), .events_waited(e_waited)
   );
 
-  integer log;
+  gossamer_event_log events (
+    .clk, .rst, .running, .dump, .t, .e_dispatch, .e_start, .e_first, .e_last, .e_free, .e_end, .e_waited
+  );
+
   reg [8 * 1024 - 1:0] name;
   initial begin
-    log = 0;
     if ($value$plusargs("program=%s", name)) $readmemh(name, code);
     if ($value$plusargs("memory=%s", name)) $readmemh(name, dram);
-    if ($value$plusargs("events=%s", name)) log = $fopen(name, "w");
   end
-  always @(posedge clk) begin
-    if (running && !rst && log != 0 && (|{e_dispatch, e_start, e_first, e_last, e_free, e_end}))
-      $fwrite(log, "%0d %0d %0d %0d %0d %0d %0d %0d\n",
-              t, e_dispatch, e_start, e_first, e_last, e_free, e_end, e_waited);
-    if (dump) begin
-      if ($value$plusargs("result=%s", name)) $writememh(name, dram);
-      if (log != 0) $fflush(log);
-    end
-  end
+  always @(posedge clk) if (dump && $value$plusargs("result=%s", name)) $writememh(name, dram);
 endmodule

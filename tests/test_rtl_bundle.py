@@ -13,12 +13,10 @@ from gossamer.arch.run import COUNTERS
 from gossamer.arch.spec import ArchSpec, preset_names
 from gossamer.rtl.build import cache_folder, verilator_environment
 from gossamer.rtl.bundle import bundle, write_bundle
-from gossamer.rtl.cosim import CocotbModel
 from gossamer.rtl.example import example
 from gossamer.rtl.registers_map import REGISTERS
 from gossamer.rtl.verilog import verilog
 from gossamer.sim import simulate
-from gossamer.sim.random_programs import random_program
 from gossamer.verification import verify
 from tests.support.rtl_specs import SMALL_SPECS, needs_hardware_tools
 
@@ -87,15 +85,6 @@ def test_bench_of_the_bundle(tmp_path: Path) -> None:
     command = ["make", "-C", str(tmp_path / "bench"), "run"]
     done = subprocess.run(command, env=verilator_environment(), capture_output=True, text=True)
     assert "PASS" in done.stdout, done.stdout + done.stderr
-
-
-def test_cocotb() -> None:
-    """The same programs under cocotb, with the memory contract in RTL."""
-    pytest.importorskip("cocotb")
-    spec = SMALL_SPECS["tiny"]
-    for seed in range(2):
-        program = random_program(np.random.default_rng(seed), spec, 20)
-        assert verify(program, model=CocotbModel(spec)).difference is None
 
 
 def test_command_rtl(tmp_path: Path) -> None:
