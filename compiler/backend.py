@@ -16,6 +16,7 @@ from gossamer.arch.layout import Placement
 from gossamer.arch.program import AcceleratorStage, Fill, HostStage, LayerNote, Program
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.sync import synchronise
+from gossamer.compiler.cache import Cache, problem_key
 from gossamer.compiler.constants import ConstantPool
 from gossamer.compiler.emit import Emitter
 from gossamer.compiler.layers import Conv, HostSegment, Layer, MatMul, Network
@@ -28,6 +29,9 @@ __all__ = ["MappedLayer", "build_program", "map_layer", "place_tensors"]
 
 _PAGE = 4096
 """Tensors begin at multiples of a page, so that their bursts are not cut more often than need be."""
+
+_KNOWN: Cache[tuple[tuple[UnitStreams, ...], Mapping]] = Cache()
+"""Streams and mapping of layers that were compiled before."""
 
 Progress = Callable[[str, int, int], object]
 
@@ -78,8 +82,19 @@ def map_layer(layer: Layer, placements: dict[str, Placement], spec: ArchSpec) ->
             f"layer {layer.name!r} is a product of two activations, which spec {spec.name!r} cannot run"
         )
     problem = make_problem(layer, placements, spec)
-    streams = tuple(pack_unit(problem, unit) for unit in problem.units)
-    return MappedLayer(problem=problem, streams=streams, mapping=search(problem, streams))
+
+    def find() -> tuple[tuple[UnitStreams, ...], Mapping]:
+        packed = tuple(pack_unit(problem, unit) for unit in problem.units)
+        return packed, search(problem, packed)
+
+    streams, mapping = _KNOWN.get(problem_key(problem), find, lambda found: _held_bytes(found[0]))
+    return MappedLayer(problem=problem, streams=streams, mapping=mapping)
+
+
+def _held_bytes(streams: tuple[UnitStreams, ...]) -> int:
+    """Bytes that a layer's streams keep in memory."""
+    tiles = [tile for unit in streams for tile in unit.tiles]
+    return sum(t.weights.nbytes + t.stream.values.nbytes + t.stream.selects.nbytes for t in tiles)
 
 
 def build_program(network: Network, spec: ArchSpec, progress: Progress | None = None) -> Program:
