@@ -1,73 +1,231 @@
-"""The sparsify pass: name the pattern each weight has, after imposing the one the user asked for.
+"""The sparsify pass: impose the patterns the user asked for, and name the one each weight has.
 
-Imposing keeps the largest weights and sets the others to zero. Accuracy is the user's business: a pattern that was
-trained is found, and kept, without asking for it.
+What changes is a matter of three choices: the pattern (what the zeros look like), the sparsifier (which weights go,
+and what the others do about it) and the allocation (how much each layer loses). Accuracy is the user's business: a
+pattern that was trained is found, and kept, without asking for it.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-import numpy as np
-
 from gossamer.arch.errors import ModelError
+from gossamer.arch.spec import ArchSpec
+from gossamer.compiler.calibrate import Calibration
 from gossamer.compiler.classify import classify
 from gossamer.compiler.graph import Graph
 from gossamer.compiler.layout import array_weight, model_weight
-from gossamer.compiler.ops import Conv, Linear
+from gossamer.compiler.ops import Array, Conv, Linear
 from gossamer.compiler.patterns import Dense, Pattern
+from gossamer.compiler.sparsifiers.allocation import allocate
+from gossamer.compiler.sparsifiers.budget import Choice, choose
+from gossamer.compiler.sparsifiers.cycles import layer_cycles
+from gossamer.compiler.sparsifiers.inputs import input_moments
+from gossamer.compiler.sparsifiers.interface import Sparsifier
+from gossamer.compiler.sparsifiers.interface import sparsifier as sparsifier_of
+from gossamer.compiler.sparsifiers.moments import Moments, reconstruction_error
 
-__all__ = ["Sparsity", "sparsify"]
+__all__ = ["Pruned", "Sparsity", "prune", "sparsify"]
 
 Sparsity = str | Pattern | Mapping[str, str | Pattern]
-"""One pattern for every layer, or {layer name or glob: pattern}; where several globs match, the last one counts."""
+"""One pattern for every layer, or {layer name or glob: pattern}; where several globs match, the last one counts.
+
+A text may give several patterns to choose from, joined by "|", when they are allocated by cost."""
+
+Layer = Conv | Linear
 
 
-def sparsify(graph: Graph, sparsity: Sparsity | None = None) -> Graph:
-    """Impose patterns by magnitude where asked, and write into every layer the pattern its weight has.
+@dataclass(frozen=True, kw_only=True)
+class Pruned:
+    """What became of a layer. error : the share of its output energy that pruning took (reconstruction_error)."""
+
+    layer: str
+    pattern: str
+    zeros: float
+    error: float
+
+
+def sparsify(
+    graph: Graph,
+    sparsity: Sparsity | None = None,
+    *,
+    sparsifier: str | Sparsifier = "magnitude",
+    allocation: str = "uniform",
+    calibration: Calibration | None = None,
+    spec: ArchSpec | None = None,
+) -> Graph:
+    """Impose patterns where asked, and write into every layer the pattern its weight has. See prune."""
+    return prune(graph, sparsity, sparsifier=sparsifier, allocation=allocation, calibration=calibration, spec=spec)[0]
+
+
+def prune(
+    graph: Graph,
+    sparsity: Sparsity | None = None,
+    *,
+    sparsifier: str | Sparsifier = "magnitude",
+    allocation: str = "uniform",
+    sequential: bool = False,
+    calibration: Calibration | None = None,
+    moments: Mapping[str, Moments] | None = None,
+    spec: ArchSpec | None = None,
+) -> tuple[Graph, tuple[Pruned, ...]]:
+    """The sparsified graph, and a report of every layer that was changed.
 
     Layers are called as their operation in the graph, which is the model's node. Depthwise convolutions are left
-    alone, and so, with a note, is a layer that cannot hold the pattern. Raises ModelError for an unknown pattern, and
-    for a name that matches no layer.
+    alone, and so, with a note, is a layer that cannot hold the pattern.
+
+    sparsifier : magnitude, wanda, sparsegpt, or an object like them (see sparsifiers.interface).
+    allocation : uniform, erk, lamp or global distribute the pattern's share of zeros among the layers with the same
+                 wish; "cost 60%" chooses one of each layer's patterns, so that the layers with a choice take 60% of
+                 their cycles as they are, on `spec`, with the least error.
+    sequential : measure a layer's inputs after the layers before it have been pruned, as SparseGPT's authors do.
+    calibration : inputs of the model, for sparsifiers that need them, and for errors in outputs instead of weights.
+    moments : of the layers' inputs, when they have been measured already (sparsifiers.inputs.input_moments).
+
+    Raises ModelError for an unknown pattern, and for a name that matches no layer.
     """
+    method = sparsifier_of(sparsifier)
     graph = graph.copy()
-    layers = [op for op in graph.order() if isinstance(op, Conv | Linear)]
+    layers = [op for op in graph.order() if isinstance(op, Layer)]
     wishes = _wishes(sparsity)
     for glob in wishes:
         if not any(_matches(op, glob) for op in layers):
             names = ", ".join(op.name for op in layers[:8]) + (", ..." if len(layers) > 8 else "")
             raise ModelError(f"sparsity: {glob!r} matches no layer; the layers are: {names or 'none'}")
+    chosen = {op.name: g for op in layers if (g := next((g for g in reversed(wishes) if _matches(op, g)), None))}
+    plan = {op.name: _possible(graph, op, wishes[chosen[op.name]]) for op in layers if op.name in chosen}
+    busy = [op for op in layers if any(p != Dense() for p in plan.get(op.name, ()))]
+    measure = moments is None and (method.needs_inputs or calibration is not None)
+    if measure and busy and not sequential:
+        moments = input_moments(graph, busy, calibration)
+    work = _Work(graph, method, dict(moments or {}))
+    if allocation.startswith("cost"):
+        final = _by_cost(work, busy, plan, allocation, spec)
+    else:
+        final = _by_share(work, busy, plan, chosen, allocation)
+    report = []
     for op in layers:
-        wish = next((p for glob, p in reversed(wishes.items()) if _matches(op, glob)), None)
-        graph.replace(op.name, _with_pattern(graph, op, wish))
-    return graph
+        pattern = final.get(op.name, Dense())
+        if pattern == Dense():
+            graph.replace(op.name, _named(graph, op, array_weight(graph, op, op.weight)))
+            continue
+        if measure and sequential and op.name not in work.moments:
+            alike = [other for other in busy if other.inputs[0] == op.inputs[0]]
+            work.moments |= input_moments(graph, alike, calibration)
+        weight, error = work.pruned(op, pattern)
+        named = _named(graph, replace(op, weight=model_weight(graph, op, weight)), weight)
+        graph.replace(op.name, named)
+        zeros = 1.0 - float((weight != 0).mean())
+        report.append(Pruned(layer=op.name, pattern=str(pattern), zeros=zeros, error=error))
+    return graph, tuple(report)
 
 
-def _wishes(sparsity: Sparsity | None) -> dict[str, Pattern]:
+class _Work:
+    """Prunes layers of a graph one by one."""
+
+    def __init__(self, graph: Graph, method: Sparsifier, moments: dict[str, Moments]) -> None:
+        self.graph, self.method, self.moments = graph, method, moments
+
+    def weight(self, op: Layer) -> Array:
+        """The weight as the array sees it."""
+        return array_weight(self.graph, op, op.weight)
+
+    def pruned(self, op: Layer, pattern: Pattern) -> tuple[Array, float]:
+        """The weight with the pattern, and the error it leaves."""
+        weight, moments = self.weight(op), self.moments.get(op.name)
+        if pattern == Dense():
+            return weight, 0.0
+        after = self.method(weight, pattern, moments)
+        return after, reconstruction_error(weight, after, moments)
+
+
+# --- what is wished, and what is possible ---------------------------------------------------------------------------
+
+
+def _wishes(sparsity: Sparsity | None) -> dict[str, tuple[Pattern, ...]]:
     if sparsity is None:
         return {}
     if isinstance(sparsity, str | Pattern):
         sparsity = {"*": sparsity}
-    wishes = {glob: Pattern.parse(pattern) for glob, pattern in sparsity.items()}
-    for pattern in wishes.values():
-        if not pattern.imposable:
-            raise ModelError(f"sparsity: {pattern} is a property of the layer and cannot be imposed")
+    wishes = {glob: tuple(_parse(wish)) for glob, wish in sparsity.items()}
+    for patterns in wishes.values():
+        for pattern in patterns:
+            if not pattern.imposable:
+                raise ModelError(f"sparsity: {pattern} is a property of the layer and cannot be imposed")
     return wishes
 
 
-def _matches(op: Conv | Linear, glob: str) -> bool:
+def _parse(wish: str | Pattern) -> Iterable[Pattern]:
+    if isinstance(wish, Pattern):
+        return (wish,)
+    return map(Pattern.parse, wish.split("|"))
+
+
+def _matches(op: Layer, glob: str) -> bool:
     return any(fnmatchcase(name, glob) for name in (op.name, *op.source))
 
 
-def _with_pattern(graph: Graph, op: Conv | Linear, wish: Pattern | None) -> Conv | Linear:
-    groups = op.groups if isinstance(op, Conv) else 1
+def _possible(graph: Graph, op: Layer, patterns: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
+    """The patterns the layer can hold, with a note of the others; dense when it can hold none."""
+    if isinstance(op, Conv) and op.fixed:
+        return (Dense(),)
     weight = array_weight(graph, op, op.weight)
-    if wish is not None and wish != Dense() and not (isinstance(op, Conv) and op.fixed):
-        depthwise = groups > 1 and weight.shape[1] == 1
-        refusal = "a depthwise convolution has one weight per channel" if depthwise else wish.refusal(weight.shape)
-        if refusal:
-            graph.notes.append(f"{op.name}: left as it is instead of {wish}: {refusal}")
+    depthwise = isinstance(op, Conv) and op.groups > 1 and weight.shape[1] == 1
+    found = []
+    for pattern in patterns:
+        refusal = "a depthwise convolution has one weight per channel" if depthwise else pattern.refusal(weight.shape)
+        if pattern != Dense() and refusal:
+            graph.notes.append(f"{op.name}: left as it is instead of {pattern}: {refusal}")
         else:
-            weight = np.where(wish.mask(weight), weight, np.zeros((), weight.dtype))
-            op = replace(op, weight=model_weight(graph, op, weight))
-    return replace(op, pattern=str(classify(weight, groups)))
+            found.append(pattern)
+    return tuple(found) or (Dense(),)
+
+
+def _named(graph: Graph, op: Layer, weight: Array) -> Layer:
+    return replace(op, pattern=str(classify(weight, op.groups if isinstance(op, Conv) else 1)))
+
+
+# --- how much each layer loses ---------------------------------------------------------------------------------------
+
+
+def _by_share(
+    work: _Work, layers: list[Layer], plan: Mapping[str, tuple[Pattern, ...]], wish: Mapping[str, str], rule: str
+) -> dict[str, Pattern]:
+    """Shares of zeros by a rule on the weights, apart for every wish."""
+    several = next((op for op in layers if len(plan[op.name]) > 1), None)
+    if several is not None:
+        patterns = " | ".join(map(str, plan[several.name]))
+        raise ModelError(
+            f"sparsity: {several.name!r} has the choice of {patterns}; a choice is made by cost, not {rule!r}: "
+            "use allocation cost with a budget (cost 60%)"
+        )
+    final: dict[str, Pattern] = {op.name: plan[op.name][0] for op in layers}
+    for glob in dict.fromkeys(wish[op.name] for op in layers):
+        pool = {op.name: work.weight(op) for op in layers if wish[op.name] == glob}
+        pattern = final[next(iter(pool))]
+        shares = allocate(rule, pool, pattern.zeros)
+        if rule != "uniform":
+            final |= {name: pattern.with_zeros(share) for name, share in shares.items()}
+    return final
+
+
+def _by_cost(
+    work: _Work, layers: list[Layer], plan: Mapping[str, tuple[Pattern, ...]], text: str, spec: ArchSpec | None
+) -> dict[str, Pattern]:
+    """The least error under a budget of cycles."""
+    match = re.fullmatch(r"cost\s+(\d+(?:\.\d+)?)\s*%", text.strip())
+    if match is None or not 0 < float(match[1]) <= 100:
+        raise ModelError(f"allocation {text!r} must be cost with a budget of cycles from above 0% to 100% (cost 60%)")
+    if spec is None:
+        raise ModelError("allocation by cost needs the spec on which cycles are counted")
+    choices = {}
+    whole = 0.0
+    for op in layers:
+        whole += layer_cycles(work.graph, op, work.weight(op), spec)
+        tried = []
+        for pattern in plan[op.name]:
+            weight, error = work.pruned(op, pattern)
+            tried.append(Choice(pattern=pattern, cycles=layer_cycles(work.graph, op, weight, spec), error=error))
+        choices[op.name] = tried
+    return {name: choice.pattern for name, choice in choose(choices, whole * float(match[1]) / 100).items()}

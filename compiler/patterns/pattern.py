@@ -46,7 +46,7 @@ class Pattern:
         return 0.0
 
     def with_zeros(self, share: float) -> "Pattern":
-        """The pattern of the same family whose share of zeros is nearest. Raises ModelError where there is no choice."""
+        """The pattern of the same family with the nearest share of zeros. Raises ModelError where there is no choice."""
         raise ModelError(
             f"allocation: {self} has no share of zeros to choose; must be unstructured, fanin, block, N:M or vnm"
         )
