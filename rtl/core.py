@@ -12,7 +12,7 @@ from gossamer.arch.spec import ArchSpec
 from gossamer.rtl.array import Array, spans
 from gossamer.rtl.axi import ADDRESS_BITS, axi_read, axi_write
 from gossamer.rtl.banks import Narrow
-from gossamer.rtl.cells import Library, Ram, delayed
+from gossamer.rtl.cells import Library, delayed
 from gossamer.rtl.counters import WORKERS, Counters
 from gossamer.rtl.drain import Drain
 from gossamer.rtl.expander import row_bits
@@ -24,6 +24,7 @@ from gossamer.rtl.load import Load
 from gossamer.rtl.matmul import Matmul
 from gossamer.rtl.semaphores import Semaphores
 from gossamer.rtl.store import Store
+from gossamer.rtl.weights import Weights
 
 __all__ = ["Core", "events"]
 
@@ -208,23 +209,25 @@ class Core(wiring.Component):
             array.drain_at.eq(drain.acc_at),
         ]
 
-        # Weights: a memory for the columns that share a broadcast register, each read a cycle after the one before.
+        # Weights: a buffer for the columns that share a broadcast register, each read a cycle after the one before.
         mac = spec.macs * row_bits(spec)
         read, at = matmul.weight_read, matmul.weight_at
         for g, columns in enumerate(spans(spec.columns, spec.broadcast_columns)):
-            memory = Ram(len(columns) * mac, spec.weight_steps)
-            m.submodules[f"weights_{g}"] = memory
+            weights = Weights(spec, columns)
+            m.submodules[f"weights_{g}"] = weights
             if g:
                 read = delayed(m, read, 1, f"weight_read_{g}", reset=True)
                 at = delayed(m, at, 1, f"weight_at_{g}")
             m.d.comb += [
-                memory.w_en.eq(load.write_weight),
-                memory.w_addr.eq(load.at_weight),
-                memory.w_data.eq(load.row[columns.start * mac : columns.stop * mac]),
-                memory.r_en.eq(read),
-                memory.r_addr.eq(at),
-                *(Value.cast(array.weights[c]).eq(memory.r_data.word_select(c - columns.start, mac)) for c in columns),
+                weights.write.eq(load.write_weight),
+                weights.at.eq(load.at_weight),
+                weights.row.eq(load.row[columns.start * mac : columns.stop * mac]),
+                weights.r_en.eq(read),
+                weights.r_at.eq(at),
+                *(Value.cast(array.weights[c]).eq(weights.r_data.word_select(c - columns.start, mac)) for c in columns),
             ]
+            if spec.dynamic_operands:
+                m.d.comb += weights.operand.eq(load.operand)
 
         # Lanes: those that share a broadcast register get their addresses a cycle after the ones before.
         shared = {

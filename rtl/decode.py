@@ -6,9 +6,21 @@ from amaranth.hdl import Const, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from gossamer.arch.isa import COMMON, FORMATS, UNIT_OF, WORD_BYTES, ErrorCode, LoadKind, Op, poster_mask, waiter_mask
+from gossamer.arch.isa import (
+    COMMON,
+    FORMATS,
+    UNIT_OF,
+    WORD_BYTES,
+    Encoding,
+    ErrorCode,
+    Field,
+    LoadKind,
+    Op,
+    poster_mask,
+    waiter_mask,
+)
 from gossamer.arch.spec import ArchSpec
-from gossamer.arch.stream import legal_encodings
+from gossamer.arch.stream import legal_encodings, operand_encodings
 from gossamer.rtl.layouts import covered_mask, field_value
 
 __all__ = ["Decoder"]
@@ -18,8 +30,8 @@ class Decoder(wiring.Component):
     """Combinational. `error` is an ErrorCode (NONE for a legal word), `op` the opcode.
 
     An opcode that is not in the table is ILLEGAL_OPCODE; a mask that names another unit's semaphore is
-    ILLEGAL_SEMAPHORE; a value out of its field's bounds, a bit outside of every field, and a LOAD of a kind or an
-    encoding that this machine does not have are ILLEGAL_FIELD.
+    ILLEGAL_SEMAPHORE; a value out of its field's bounds, a bit outside of every field, and a LOAD of a kind, an
+    encoding or (TRANSPOSED) a destination that this machine does not have are ILLEGAL_FIELD.
     """
 
     def __init__(self, spec: ArchSpec) -> None:
@@ -64,6 +76,13 @@ class Decoder(wiring.Component):
         encoding = field_value(self.word, fields["encoding"])
         absent: Any = Const(0, 1) if self._spec.tables else kind == LoadKind.TABLE
         known = Const(0, 1)
-        for e in legal_encodings(self._spec):
+        for e in (*legal_encodings(self._spec), *operand_encodings(self._spec)):
             known = known | (encoding == e)
-        return absent | ~known | ((kind != LoadKind.WEIGHT) & (encoding != 0))
+        return absent | ~known | ((kind != LoadKind.WEIGHT) & (encoding != 0)) | self._bad_dest(encoding, fields)
+
+    def _bad_dest(self, encoding: Any, fields: dict[str, Field]) -> Any:
+        """A TRANSPOSED load begins in bank 0 of the weight buffer."""
+        low = self._spec.weight_banks.bit_length() - 1
+        if not low:
+            return Const(0, 1)
+        return (encoding == Encoding.TRANSPOSED) & field_value(self.word, fields["dest"])[:low].any()

@@ -6,7 +6,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from gossamer.arch.isa import FORMATS, LoadKind, Op
+from gossamer.arch.isa import FORMATS, Encoding, LoadKind, Op
 from gossamer.arch.spec import ArchSpec
 from gossamer.rtl.axi import INCR, axi_read, size_of
 from gossamer.rtl.bursts import REGION, Bursts
@@ -15,6 +15,7 @@ from gossamer.rtl.expander import Expander, row_bits
 from gossamer.rtl.gearbox import Gearbox
 from gossamer.rtl.layouts import INDEX_BITS, entry_layout
 from gossamer.rtl.layouts import semaphores as SEMAPHORE_COUNT
+from gossamer.rtl.operand import Operand, place_layout
 from gossamer.rtl.windows import DEST_BITS, Windows
 
 __all__ = ["Load"]
@@ -41,11 +42,13 @@ class Load(wiring.Component):
 
     start, head : the queue's.  beat, first, last : a beat, the first and the last of an instruction, on the bus.
     keep_activation, keep_output, at : per lane, with `data`.  write : one bit for each kind, with `at_shared`.
+    write_weight, at_weight, row : a row of the weight buffer;  operand : with dynamic operands, a beat for it.
     post : semaphores, in the cycle before the instruction has ended;  done : that an instruction ends then.
     """
 
     def __init__(self, spec: ArchSpec) -> None:
         self._spec = spec
+        operand = {"operand": Out(place_layout(spec))} if spec.dynamic_operands else {}
         super().__init__(
             {
                 "axi": Out(axi_read(spec.axi_bytes)),
@@ -74,6 +77,7 @@ class Load(wiring.Component):
                 "write_weight": Out(1),
                 "at_weight": Out(bits_for(spec.weight_steps)),
                 "row": Out(spec.columns * spec.macs * row_bits(spec)),
+                **operand,
             }
         )
 
@@ -186,11 +190,12 @@ class Load(wiring.Component):
         step = Signal(bits_for(spec.weight_steps))
         phases = spec.group // spec.macs
         phase = Signal(5)
-        starts = delayed(m, begins & valid & (held.kind == LoadKind.WEIGHT), 1, "starts")
-        dest = delayed(m, held.dest, 1, "dest")
         step_now, phase_now = Signal.like(step), Signal.like(phase)
+        weight = valid & (held.kind == LoadKind.WEIGHT)
+        record = weight & (held.encoding < Encoding.NATURAL) if spec.dynamic_operands else weight
+        starts, dest = delayed(m, begins & record, 1, "starts"), delayed(m, held.dest, 1, "dest")
         m.d.comb += [
-            gearbox.valid.eq(valid & (held.kind == LoadKind.WEIGHT)),
+            gearbox.valid.eq(record),
             gearbox.last.eq(last),
             gearbox.encoding.eq(held.encoding),
             gearbox.beat.eq(beat),
@@ -206,6 +211,19 @@ class Load(wiring.Component):
         ]
         m.d.sync += [step.eq(step_now + gearbox.o_valid)]
         m.d.sync += phase.eq(Mux(gearbox.o_valid, Mux(phase_now == phases - 1, 0, phase_now + 1), phase_now))
+
+        if spec.dynamic_operands:
+            m.submodules.operands = operand = Operand(spec)
+            m.d.comb += [
+                operand.valid.eq(weight & ~record),
+                operand.begins.eq(begins),
+                operand.transposed.eq(held.encoding == Encoding.TRANSPOSED),
+                operand.tile_beats.eq(held.tile_beats),
+                operand.part.eq(held.step_beats),
+                operand.dest.eq(held.dest),
+                operand.beat.eq(beat),
+                self.operand.eq(operand.o),
+            ]
 
         # The end: seen by others in the cycle after stage 4.
         done3 = delayed(m, last, 2, "done", reset=True)

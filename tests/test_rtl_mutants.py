@@ -17,7 +17,7 @@ SPEC = ArchSpec(
     name="mutant", lanes=4, columns=4, group=8, macs=4, hop=4, depth=6, ppu=1, axi_bytes=8, activation_bytes=256,
     output_bytes=256, weight_steps=24, offset_steps=32, parameter_channels=16, tables=1, queue_depth=3, fetch_burst=2,
     read_latency=9, write_latency=5, outstanding_reads=2, outstanding_writes=2, burst_beats=8, broadcast_columns=2,
-    broadcast_lanes=2,
+    broadcast_lanes=2, dynamic_operands=True,
 )  # fmt: skip
 """All encodings, a table, groups of columns, windows that begin between words: every mutant changes something."""
 
