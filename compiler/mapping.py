@@ -17,9 +17,9 @@ from gossamer.arch.errors import CapacityError
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.timing import drain_latency, matmul_latency
 from gossamer.compiler.problem import Problem
-from gossamer.compiler.streams import UnitStreams
+from gossamer.compiler.streams import UnitStreams, unit_records
 
-__all__ = ["Cost", "Mapping", "bound", "search"]
+__all__ = ["Cost", "Mapping", "bound", "burst_cost", "search"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +196,16 @@ def _steps_at_once(spec: ArchSpec) -> int:
     return max(1, min(spec.weight_steps // 2, spec.offset_steps // 2 // beat * beat, (1 << 16) - 1))
 
 
+def burst_cost(spec: ArchSpec, row_beats: NDArray[np.int64] | int, *, write: bool) -> NDArray[np.float64]:
+    """Beat intervals per beat in rows of so many beats: a burst ends with its row, and only some are in flight."""
+    latency, flying = (
+        (spec.write_latency, spec.outstanding_writes) if write else (spec.read_latency, spec.outstanding_reads)
+    )
+    beats = np.minimum(row_beats, spec.burst_beats) * float(spec.beat_interval)
+    taken: NDArray[np.float64] = np.maximum(beats + spec.burst_gap, (latency + beats) / flying) / beats
+    return taken
+
+
 def _cost(
     problem: Problem,
     streams: tuple[UnitStreams, ...],
@@ -235,6 +245,8 @@ def _cost(
     subs = nx_pieces * -(-ty // sub_rows)
     split = bool(steps.max() > _steps_at_once(spec)) or chunks > 1
     again = subs if split else np.ones_like(subs)
+    if len({unit_records(s) for s in streams}) == 1 and (resident or order == "columns"):
+        beats = beats[: len(streams[0].tiles)]  # all units share what the first one loads
     weight_reads = beats.sum() * (1 if resident or order == "columns" else macros) * again
 
     hy, hx = _extents(problem, ty, 0), _extents(problem, tx, 1)
@@ -244,7 +256,8 @@ def _cost(
     seen_pixels = np.minimum(
         across * _extents(problem, width * tx, 1), pixels * problem.bank_stride[1] + across * (hx - tx)
     )
-    plane = seen_rows * seen_pixels * spec.block_beats
+    reading = burst_cost(spec, _extents(problem, width * tx, 1) * spec.block_beats, write=False)
+    plane = seen_rows * seen_pixels * spec.block_beats * reading
     blocks = sum(len(u.input_blocks) for u in problem.units)
     output_blocks = problem.output.blocks
     act_reads = plane * blocks
@@ -254,9 +267,13 @@ def _cost(
         act_reads = act_reads * problem.tiles_per_block * output_blocks / len(problem.units) * subs
     out_beats = problem.images * rows * pixels * output_blocks * spec.block_beats
     residual = out_beats if problem.residual else 0
-    read = (weight_reads + act_reads + residual + output_blocks * spec.block * 8 / spec.axi_bytes).astype(np.float64)
+    writing = burst_cost(spec, width * tx * spec.block_beats, write=True)
+    reading = burst_cost(spec, width * tx * spec.block_beats, write=False)
+    read = (weight_reads + act_reads + residual * reading + output_blocks * spec.block * 8 / spec.axi_bytes).astype(
+        np.float64
+    )
     read *= spec.beat_interval
-    write = np.full_like(read, out_beats * spec.beat_interval, dtype=np.float64)
+    write = out_beats * writing * spec.beat_interval
 
     # A buffer that holds only one tile stands idle while the next one is loaded.
     per_unit = macros * len(problem.units)

@@ -3,10 +3,23 @@
 from dataclasses import dataclass, field
 from typing import Optional
 
-__all__ = ["Chunk", "Region", "Ring"]
+__all__ = ["Chunk", "Load", "Region", "Ring"]
 
 Region = tuple[str, int, int, int, int]
 """(tensor, image, block, first pixel, last pixel + 1), pixels counted through the padded plane."""
+
+
+@dataclass
+class Load:
+    """A LOAD that fills a chunk or a part of it. fields : its destination counts from the chunk's base.
+
+    reads : what it reads of tensors.
+    after : index of the last item whose STORE it reads; -1 when it reads constants or inputs of the stage.
+    """
+
+    fields: dict[str, int]
+    reads: tuple[Region, ...] = ()
+    after: int = -1
 
 
 @dataclass(eq=False)
@@ -14,29 +27,38 @@ class Chunk:
     """Something that will stand in a buffer from its first use to its last.
 
     ring : which buffer.  size, align : in the ring's units.
-    loads : fields of the LOADs that fill it; their destination counts from the chunk's base.
+    loads : the LOADs that fill it.  issued : how many of them have been emitted, in order.
     per_unit : ring units of one unit of a LOAD's destination.
-    reads : what its LOADs read of tensors: (tensor, image, block, first pixel, last pixel + 1) of the padded plane.
-    after : index of the last item whose STORE it reads; -1 when it reads constants or inputs of the stage.
     whole : a reservation this chunk is a part of, at `within`; the reservation is placed with its first part.
     """
 
     ring: str
     size: int
     align: int
-    loads: list[dict[str, int]]
+    loads: list[Load]
     per_unit: int = 1
     last_use: int = -1
     base: int = -1
-    reads: tuple[Region, ...] = ()
-    after: int = -1
+    issued: int = 0
+    ready: float = 0.0
+    """About when its LOADs will have ended, in cycles."""
     whole: Optional["Chunk"] = None
     within: int = 0
 
     @property
     def placed(self) -> bool:
-        """It has its place (and its LOADs have been emitted)."""
+        """It has its place."""
         return self.base >= 0
+
+    @property
+    def complete(self) -> bool:
+        """It has its place and all its LOADs have been emitted."""
+        return self.base >= 0 and self.issued == len(self.loads)
+
+    @property
+    def constant(self) -> bool:
+        """It reads no tensor."""
+        return not any(load.reads for load in self.loads)
 
 
 @dataclass

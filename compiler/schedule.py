@@ -20,8 +20,8 @@ from gossamer.compiler.constants import ConstantPool
 from gossamer.compiler.layers import MaxPool
 from gossamer.compiler.mapping import Mapping, sub_tile
 from gossamer.compiler.problem import Problem, Unit
-from gossamer.compiler.rings import Chunk, Region
-from gossamer.compiler.streams import TileStream, UnitStreams, pack_unit, place
+from gossamer.compiler.rings import Chunk, Load, Region
+from gossamer.compiler.streams import TileStream, UnitStreams, pack_unit, place, unit_records
 
 __all__ = ["Item", "layer_items"]
 
@@ -45,6 +45,11 @@ class Item:
     store: dict[str, int] | None = None
     writes: Region | None = None
     """What the STORE writes."""
+
+    @property
+    def slots(self) -> int:
+        """Cycles of its MATMUL."""
+        return self.matmul["steps"] * self.matmul["nx"] * self.matmul["ny"]
 
     def chunks(self) -> Iterator[Chunk]:
         """Everything it needs, constants first."""
@@ -82,6 +87,10 @@ class _Builder:
     """Weights that stay on chip while macro tiles change: all of a "unit", those of an output "block", or none."""
     offsets_stay: bool = False
     """All lists of offsets of the unit stay on chip."""
+    alike: bool = False
+    """All units have the same weights, as those of poolings have."""
+    reserved: dict[str, list[Chunk]] = field(default_factory=dict)
+    """What was kept together last in every ring."""
 
     @property
     def spec(self) -> ArchSpec:
@@ -90,14 +99,15 @@ class _Builder:
     def items(self, streams: tuple[UnitStreams, ...]) -> Iterator[Item]:
         """All items in order."""
         drain, parameters, table = self._epilogue()
+        self.alike = len(streams) > 1 and len({unit_records(s) for s in streams}) == 1
         for whole in streams:
             runs = _runs(whole.unit, self.mapping.chunks)
             parts = [whole] if len(runs) == 1 else [pack_unit(self.problem, whole.unit, run) for run in runs]
             placed = [self._pieces(part) for part in parts]
+            self.kept = {}
             self._reserve(parts, placed)
             for macro, tile in self._order(whole):
                 yield from self._tile_items(whole.unit, macro, tile, parts, placed, drain, parameters, table)
-            self.kept = {}
 
     def _reserve(self, parts: list[UnitStreams], placed: list[list[list[StepStream]]]) -> None:
         """What several chunks keep on chip together gets one reservation, so that it cannot break up the buffer."""
@@ -106,7 +116,9 @@ class _Builder:
         self.stays = ""
         per_block = self.problem.tiles_per_block
         whole_tiles = max(self.pieces_of.values()) == 1 and len(parts) == 1
-        if self.mapping.resident and sum(p.steps for tile in placed[0] for p in tile) <= spec.weight_steps:
+        if not self._several_macros() and not self.alike:
+            groups = []  # every weight is used once: what comes and goes by itself leaves room for loads ahead
+        elif self.mapping.resident and sum(p.steps for tile in placed[0] for p in tile) <= spec.weight_steps:
             self.stays = "unit"
             groups = [range(len(placed[0]))]
         elif self.mapping.order == "columns" and whole_tiles:
@@ -135,7 +147,12 @@ class _Builder:
                 )
 
     def _keep_together(self, ring: str, chunks: list[tuple[Key, Chunk]]) -> None:
-        """Parts of one reservation, kept for the unit."""
+        """Parts of one reservation, kept for the unit; the one before goes on when it holds the same."""
+        before = self.reserved.get(ring, [])
+        if [c.loads for c in before] == [c.loads for _, c in chunks]:
+            self.kept |= {key: chunk for (key, _), chunk in zip(chunks, before, strict=True)}
+            return
+        self.reserved[ring] = [c for _, c in chunks]
         whole = Chunk(ring=ring, size=sum(c.size for _, c in chunks), align=chunks[0][1].align, loads=[])
         at = 0
         for key, chunk in chunks:
@@ -272,7 +289,6 @@ class _Builder:
             align=spec.activation_row_bytes,
             per_unit=spec.axi_bytes,
             loads=self._act_loads(blocks, macro, (hy, hx)),
-            reads=self._act_reads(blocks, macro),
         )
         return self._keep(key, chunk)
 
@@ -280,55 +296,53 @@ class _Builder:
         m, (height, width) = self.mapping, self.problem.out
         return self.problem.images > 1 or height > m.lane_rows * m.tile[0] or width > m.lane_columns * m.tile[1]
 
-    def _act_loads(self, blocks: tuple[int, ...], macro: _Macro, bank: tuple[int, int]) -> list[dict[str, int]]:
-        """One LOAD for every run of neighbouring blocks of one input tensor."""
+    def _act_loads(self, blocks: tuple[int, ...], macro: _Macro, bank: tuple[int, int]) -> list[Load]:
+        """A LOAD for every run of neighbouring blocks of one input tensor, a long one in ever shorter pieces.
+
+        The last blocks of the tensor may just be being computed: the fewer of them a LOAD reads, the earlier all
+        others can start.
+        """
         problem, m, bb = self.problem, self.mapping, self.spec.block_beats
         where = [problem.input_blocks[b] for b in blocks]
         loads, start = [], 0
         skip = problem.stride[0] if problem.skips_rows else 1
         rows, pixels = problem.extent(macro.rows, 0), problem.extent(macro.pixels, 1)
+        short = max(1, self.spec.read_latency // max(1, rows * pixels * bb))
         while start < len(where):
             end = start + 1
             while end < len(where) and where[end] == (where[start][0], where[end - 1][1] + 1):
                 end += 1
+            if end - start > short:
+                end -= max(short, (end - start) // 2)
             segment, first = where[start]
             p = problem.inputs[segment]
             row = p.pixels * bb
             plane = p.rows * row
             y = problem.origin[0] + macro.y * problem.stride[0]
             x = problem.origin[1] + macro.x * problem.stride[1]
-            loads.append(
-                {
-                    "address": p.address // self.spec.axi_bytes
-                    + (macro.image * p.blocks + first) * plane
-                    + y * row
-                    + x * bb,
-                    "dest": start * bank[0] * bank[1] * bb,
-                    "beats": pixels * bb,
-                    "rows": rows,
-                    "blocks": end - start,
-                    "row_stride": skip * row,
-                    "block_stride": plane,
-                    "grid": m.grid,
-                    "tile_beats": bank[1] * bb,
-                    "tile_rows": bank[0],
-                    "step_beats": macro.tile[1] * problem.bank_stride[1] * bb,
-                    "step_rows": macro.tile[0] * problem.bank_stride[0],
-                }
-            )
+            fields = {
+                "address": p.address // self.spec.axi_bytes
+                + (macro.image * p.blocks + first) * plane
+                + y * row
+                + x * bb,
+                "dest": start * bank[0] * bank[1] * bb,
+                "beats": pixels * bb,
+                "rows": rows,
+                "blocks": end - start,
+                "row_stride": skip * row,
+                "block_stride": plane,
+                "grid": m.grid,
+                "tile_beats": bank[1] * bb,
+                "tile_rows": bank[0],
+                "step_beats": macro.tile[1] * problem.bank_stride[1] * bb,
+                "step_rows": macro.tile[0] * problem.bank_stride[0],
+            }
+            low = y * p.pixels + x
+            high = low + (rows - 1) * skip * p.pixels + pixels
+            reads = tuple((p.name, macro.image, b, low, high) for b in range(first, first + end - start))
+            loads.append(Load(fields=fields, reads=reads))
             start = end
         return loads
-
-    def _act_reads(self, blocks: tuple[int, ...], macro: _Macro) -> tuple[Region, ...]:
-        problem = self.problem
-        p = problem.inputs[0]
-        y = problem.origin[0] + macro.y * problem.stride[0]
-        x = problem.origin[1] + macro.x * problem.stride[1]
-        rows = (macro.rows - 1) * problem.stride[0] + (problem.kernel[0] - 1) * problem.dilation[0]
-        low = y * p.pixels + x
-        high = (y + rows) * p.pixels + x + problem.extent(macro.pixels, 1)
-        where = [problem.input_blocks[b] for b in blocks]
-        return tuple((problem.inputs[s].name, macro.image, b, low, high) for s, b in where)
 
     def _weight_chunk(self, piece: StepStream, which: tuple[int, int, int], macro: _Macro, at: int) -> Chunk:
         key = ("weight", which) if self.stays else ("weight", which, self._use(which, macro, at))
@@ -343,7 +357,7 @@ class _Builder:
             "rows": 1,
             "blocks": 1,
         }
-        return Chunk(ring="weight", size=piece.steps, align=1, loads=[load])
+        return Chunk(ring="weight", size=piece.steps, align=1, loads=[Load(fields=load)])
 
     def _offset_chunk(self, piece: StepStream, which: tuple[int, int, int], macro: _Macro, at: int) -> Chunk:
         if self.offsets_stay:
@@ -356,7 +370,7 @@ class _Builder:
         data = encode_offsets(piece.offsets, spec)
         load = {"address": self.pool.add(data), "beats": data.size // spec.axi_bytes, "rows": 1, "blocks": 1}
         entries = spec.axi_bytes // 2
-        return Chunk(ring="offset", size=data.size // 2, align=entries, per_unit=entries, loads=[load])
+        return Chunk(ring="offset", size=data.size // 2, align=entries, per_unit=entries, loads=[Load(fields=load)])
 
     def _use(self, which: tuple[int, int, int], macro: _Macro, at: int) -> object:
         """Uses with the same mark share one load.
@@ -373,8 +387,8 @@ class _Builder:
             return self.kept[key]
         spec, problem = self.spec, self.problem
         size = macro.tile[0] * macro.tile[1] * spec.block
-        align, loads = spec.axi_bytes, []
-        reads: tuple[Region, ...] = ()
+        align = spec.axi_bytes
+        loads: list[Load] = []
         if problem.residual is not None:
             # Its own partition, if it fits one: then LOAD, DRAIN and STORE work on three tiles at a time.
             part = spec.output_bytes // spec.output_partitions
@@ -383,25 +397,24 @@ class _Builder:
             r, bb = problem.residual, spec.block_beats
             row = r.pixels * bb
             reads = (_region(r, macro.image, tile.output_block, macro),)
-            loads = [
-                {
-                    "address": r.address // spec.axi_bytes
-                    + (macro.image * r.blocks + tile.output_block) * r.rows * row
-                    + (r.border[0] + macro.y) * row
-                    + (r.border[1] + macro.x) * bb,
-                    "dest": 0,
-                    "beats": store["beats"],
-                    "rows": store["rows"],
-                    "blocks": 1,
-                    "row_stride": row,
-                    "grid": store["grid"],
-                    "tile_beats": store["tile_beats"],
-                    "tile_rows": store["tile_rows"],
-                    "step_beats": store["tile_beats"],
-                    "step_rows": store["tile_rows"],
-                }
-            ]
-        chunk = Chunk(ring="output", size=size, align=align, per_unit=spec.axi_bytes, loads=loads, reads=reads)
+            fields = {
+                "address": r.address // spec.axi_bytes
+                + (macro.image * r.blocks + tile.output_block) * r.rows * row
+                + (r.border[0] + macro.y) * row
+                + (r.border[1] + macro.x) * bb,
+                "dest": 0,
+                "beats": store["beats"],
+                "rows": store["rows"],
+                "blocks": 1,
+                "row_stride": row,
+                "grid": store["grid"],
+                "tile_beats": store["tile_beats"],
+                "tile_rows": store["tile_rows"],
+                "step_beats": store["tile_beats"],
+                "step_rows": store["tile_rows"],
+            }
+            loads = [Load(fields=fields, reads=reads)]
+        chunk = Chunk(ring="output", size=size, align=align, per_unit=spec.axi_bytes, loads=loads)
         return self._keep(key, chunk)
 
     def _store(self, macro: _Macro, tile: TileStream) -> dict[str, int]:
@@ -478,7 +491,7 @@ class _Builder:
                 size=part.size,
                 align=spec.parameter_row_bytes,
                 per_unit=spec.axi_bytes,
-                loads=[load],
+                loads=[Load(fields=load)],
             )
         chunk = kept[key]
         return chunk, output_block * (spec.block // spec.ppu) if together else 0
@@ -491,7 +504,7 @@ class _Builder:
                 f"1 to 4 are legal"
             )
         load = {"address": self.pool.add(table), "beats": 256 // spec.axi_bytes, "rows": 1, "blocks": 1}
-        return Chunk(ring="table", size=1, align=1, loads=[load])
+        return Chunk(ring="table", size=1, align=1, loads=[Load(fields=load)])
 
 
 def _region(p: Placement, image: int, block: int, macro: _Macro) -> Region:

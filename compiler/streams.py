@@ -18,7 +18,7 @@ from gossamer.arch.stream import StepStream, best_encoding, stream_beats
 from gossamer.compiler.layers import MaxPool
 from gossamer.compiler.problem import Problem, Unit
 
-__all__ = ["TileStream", "UnitStreams", "pack_unit", "place"]
+__all__ = ["TileStream", "UnitStreams", "pack_unit", "place", "unit_records"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,6 +70,12 @@ def pack_unit(problem: Problem, unit: Unit, input_blocks: tuple[int, ...] | None
             part = weights[:, j * spec.columns : (j + 1) * spec.columns]
             tiles.append(_pack_tile(addresses, part, real, ob, j, spec))
     return UnitStreams(unit=unit, input_blocks=blocks, tiles=tuple(tiles))
+
+
+def unit_records(streams: UnitStreams) -> tuple[tuple[bytes, bytes, bytes], ...]:
+    """What the weight buffer has to hold for a unit: equal for units with the same weights."""
+    found = (t.stream for t in streams.tiles)
+    return tuple((s.offsets.tobytes(), s.values.tobytes(), s.selects.tobytes()) for s in found)
 
 
 def _pack_tile(
