@@ -100,6 +100,7 @@ def build_network(
     dims: Mapping[str, int] | None = None,
     method: str = "minmax",
     signed: bool = False,
+    products: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Network:
     """From an ONNX model (path, bytes or ModelProto; float32 or QDQ int8) to a Network.
@@ -109,7 +110,7 @@ def build_network(
     if progress is not None:
         progress("import")
     graph = import_model(model, dims)
-    options = Options(sparsity=sparsity, calibration=calibration, method=method, signed=signed)
+    options = Options(sparsity=sparsity, calibration=calibration, method=method, signed=signed, products=products)
     graph = run_passes(graph, options=options, progress=progress)
     if progress is not None:
         progress("lower")

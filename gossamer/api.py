@@ -40,10 +40,11 @@ def compile(
     method : minmax, percentile or entropy.  signed : int8 activations instead of uint8.
     progress : called as (what, done, total).
 
-    Warns of every layer that cannot hold the pattern asked for and is left as it is.
-    Raises SpecError, ModelError, or CapacityError when a layer does not fit the spec's buffers.
+    Warns of every layer that cannot hold the pattern asked for and is left as it is. What the spec cannot run becomes
+    a host stage, with the reason. Raises SpecError or ModelError.
     """
     from gossamer.compiler.backend import build_program
+    from gossamer.compiler.fallback import fitted
     from gossamer.compiler.layers import Network
     from gossamer.compiler.passes import build_network
 
@@ -57,12 +58,13 @@ def compile(
             dims=dims,
             method=method,
             signed=signed,
+            products=arch.dynamic_operands,
             progress=_by_name(progress) if progress else None,
         )
     for note in network.notes:  # wishes that a layer could not hold must not pass in silence
         if "left as it is" in note:
             warnings.warn(note, stacklevel=2)
-    return build_program(network, arch, progress)
+    return build_program(fitted(network, arch), arch, progress)
 
 
 def _by_name(progress: Progress) -> Callable[[str], None]:
