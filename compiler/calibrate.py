@@ -1,4 +1,4 @@
-"""Ranges of activations, measured by onnxruntime's own calibrators on the floating-point model."""
+"""Ranges of activations, measured by onnxruntime on the floating-point model."""
 
 import contextlib
 import io
@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import helper
 
 from gossamer.arch.errors import ModelError
 from gossamer.compiler.export import export_model
 from gossamer.compiler.graph import Graph
 from gossamer.compiler.ops import Array
 
-__all__ = ["METHODS", "Calibration", "calibrate", "samples"]
+__all__ = ["METHODS", "Calibration", "calibrate", "run_session", "samples"]
 
 Calibration = Mapping[str, Array] | Iterable[Array | Mapping[str, Array]]
 """{input: [samples, ...]}, or a sequence of samples: arrays for a model of one input, else {input: array}."""
@@ -117,11 +118,10 @@ def calibrate(
     if not tensors:
         return {}
     feeds = samples(graph, data)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            found = _ranges(graph, set(tensors), feeds, method, Path(folder))
-        except Exception as error:  # onnxruntime's errors are many, and say what is wrong with a model
-            raise ModelError(f"onnxruntime cannot run {graph.name!r} for calibration: {error}") from error
+    try:
+        found = _ranges(graph, set(tensors), feeds, method)
+    except Exception as error:  # onnxruntime's errors are many, and say what is wrong with a model
+        raise ModelError(f"onnxruntime cannot run {graph.name!r} for calibration: {error}") from error
     ranges = {}
     for name in tensors:
         lo, hi = (float(np.asarray(v).reshape(-1)[0]) for v in found[name])
@@ -131,19 +131,50 @@ def calibrate(
     return ranges
 
 
-def _ranges(
+def _ranges(graph: Graph, tensors: set[str], feeds: list[dict[str, Array]], method: str) -> dict[str, tuple[Any, Any]]:
+    if method == "minmax":
+        return _extremes(graph, tensors, feeds)
+    with tempfile.TemporaryDirectory() as folder:
+        return _histograms(graph, tensors, feeds, method, Path(folder))
+
+
+def _extremes(graph: Graph, tensors: set[str], feeds: list[dict[str, Array]]) -> dict[str, tuple[Any, Any]]:
+    """The smallest and largest value of each tensor, reduced by onnxruntime itself: only two numbers leave it."""
+    model = export_model(graph)
+    names = sorted(tensors)
+    outputs = []
+    for name in names:
+        for kind in ("Min", "Max"):
+            outputs.append(f"{name}/calibrated{kind}")
+            model.graph.node.append(helper.make_node(f"Reduce{kind}", [name], outputs[-1:], keepdims=0))
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(o, onnx.TensorProto.FLOAT, []) for o in outputs)
+    session = run_session(model)
+    seen = np.array([session.run(outputs, feed) for feed in feeds], dtype=np.float64)
+    lowest, highest = seen[:, 0::2].min(axis=0), seen[:, 1::2].max(axis=0)
+    return {name: (lowest[i], highest[i]) for i, name in enumerate(names)}
+
+
+def run_session(model: onnx.ModelProto) -> Any:
+    """An onnxruntime session for a model, quiet."""
+    import onnxruntime  # slow to import, and only calibration and comparison need it
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _histograms(
     graph: Graph, tensors: set[str], feeds: list[dict[str, Array]], method: str, folder: Path
 ) -> dict[str, tuple[Any, Any]]:
-    # onnxruntime is slow to import, and only calibration and comparison need it.
+    """Ranges by onnxruntime's calibrators, which look at how values are distributed."""
     from onnxruntime.quantization import calibrate as ort
 
     path = folder / "model.onnx"
     onnx.save(export_model(graph), path)
     augmented = str(folder / "augmented.onnx")
     calibrator: Any
-    if method == "minmax":
-        calibrator = ort.MinMaxCalibrater(path, augmented_model_path=augmented)
-    elif method == "percentile":
+    if method == "percentile":
         calibrator = ort.PercentileCalibrater(path, augmented_model_path=augmented, num_bins=2048, percentile=99.99)
     else:
         calibrator = ort.EntropyCalibrater(path, augmented_model_path=augmented)
