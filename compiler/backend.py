@@ -20,10 +20,11 @@ from gossamer.compiler.cache import Cache, problem_key
 from gossamer.compiler.constants import ConstantPool
 from gossamer.compiler.emit import Emitter
 from gossamer.compiler.layers import Conv, HostSegment, Layer, MatMul, Network
-from gossamer.compiler.mapping import Mapping, bound, search
+from gossamer.compiler.mapping import bound, search
 from gossamer.compiler.problem import Problem, make_problem
 from gossamer.compiler.schedule import Item, layer_items
 from gossamer.compiler.streams import UnitStreams, pack_unit
+from gossamer.compiler.tiling import Mapping
 
 __all__ = ["MappedLayer", "build_program", "map_layer", "place_tensors"]
 

@@ -9,9 +9,9 @@ from gossamer.arch import isa
 from gossamer.arch.errors import CapacityError
 from gossamer.arch.isa import LoadKind, Op
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.mapping import burst_cost
 from gossamer.compiler.rings import Chunk, Load, Ring
 from gossamer.compiler.schedule import Item
+from gossamer.compiler.tiling import burst_cost
 
 __all__ = ["Emitter"]
 

@@ -6,9 +6,10 @@ at most `depth` positions (one MATMUL each). Which operand stays on chip is the 
     order "map"      macro tiles outside, column tiles inside: activations are loaded once, and weights for every
                      macro tile again unless all of them stay in the weight buffer
     order "columns"  output blocks outside, macro tiles inside: weights are loaded once, activations for every block
-"""
+    order "tiles"    column tiles outside, macro tiles inside: both are loaded once, for all macro tiles are on chip
 
-from dataclasses import dataclass
+A map that leaves lanes idle under every grid may be cut into two bands with a grid each (compiler/bands.py).
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,62 +17,12 @@ from numpy.typing import NDArray
 from gossamer.arch.errors import CapacityError
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.timing import drain_latency, matmul_latency
+from gossamer.compiler.bands import split
 from gossamer.compiler.problem import Problem
 from gossamer.compiler.streams import UnitStreams, unit_records
+from gossamer.compiler.tiling import Band, Cost, Mapping, burst_cost
 
-__all__ = ["Cost", "Mapping", "bound", "burst_cost", "search"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """Closed-form cycles of a layer by itself, and what they are made of."""
-
-    cycles: float
-    array: float
-    ppu: float
-    read: float
-    write: float
-    start: float
-    finish: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mapping:
-    """How a layer is cut. grid : log2 of the lane grid's width.  tile : (rows, pixels) of outputs per lane.
-
-    chunks : runs of input blocks that are on chip at once (1: the whole reduction).
-    steps_at_once : steps of one MATMUL at most.  order : "map" or "columns".
-    resident : all weights of a unit stay on chip through the map.
-    """
-
-    grid: int
-    lane_rows: int
-    tile: tuple[int, int]
-    chunks: int
-    steps_at_once: int
-    order: str
-    resident: bool
-    cost: Cost
-
-    @property
-    def lane_columns(self) -> int:
-        """Width of the lane grid."""
-        return 1 << self.grid
-
-    def describe(self) -> str:
-        """One line for reports."""
-        kept = "weights resident" if self.resident else f"{self.order} outside"
-        chunk = f", reduction in {self.chunks}" if self.chunks > 1 else ""
-        return f"{self.lane_rows}x{self.lane_columns} lanes of {self.tile[0]}x{self.tile[1]} positions, {kept}{chunk}"
-
-
-def sub_tile(tile: tuple[int, int], depth: int) -> tuple[int, int]:
-    """Rows and pixels of a sub-tile: as few and as even pieces as fit the accumulators."""
-    rows, pixels = tile
-    across = -(-pixels // depth)
-    nx = -(-pixels // across)
-    down = -(-rows // max(1, depth // nx))
-    return -(-rows // down), nx
+__all__ = ["bound", "search"]
 
 
 def bound(problem: Problem, streams: tuple[UnitStreams, ...]) -> tuple[float, int, int]:
@@ -103,7 +54,7 @@ def search(problem: Problem, streams: tuple[UnitStreams, ...]) -> Mapping:
             if found and (best is None or found.cost.cycles < best.cost.cycles):
                 best = found
         if best is not None:
-            return best
+            return split(problem, streams, best) or best
     spec = problem.spec
     need = problem.extent(1, 0) * problem.extent(1, 1) * spec.block
     raise CapacityError(
@@ -173,9 +124,7 @@ def _best_tile(
         i = int(np.argmin(cost["cycles"]))
         if best is None or cost["cycles"][i] < best.cost.cycles:
             best = Mapping(
-                grid=grid,
-                lane_rows=lane_rows,
-                tile=(int(ty[i]), int(tx[i])),
+                bands=(_whole_map(problem, grid, lane_rows, (int(ty[i]), int(tx[i]))),),
                 chunks=chunks,
                 steps_at_once=_steps_at_once(spec),
                 order=order,
@@ -183,6 +132,11 @@ def _best_tile(
                 cost=Cost(**{k: float(v[i]) for k, v in cost.items()}),
             )
     return best
+
+
+def _whole_map(problem: Problem, grid: int, lane_rows: int, tile: tuple[int, int]) -> Band:
+    rows, pixels = problem.out
+    return Band(y=0, x=0, rows=rows, pixels=pixels, grid=grid, lane_rows=lane_rows, tile=tile)
 
 
 def _extents(problem: Problem, positions: NDArray[np.int64], axis: int) -> NDArray[np.int64]:
@@ -194,16 +148,6 @@ def _steps_at_once(spec: ArchSpec) -> int:
     """Most steps of one MATMUL: half the weight buffer and half the offset buffer, so that two can be on chip."""
     beat = spec.axi_bytes // 2
     return max(1, min(spec.weight_steps // 2, spec.offset_steps // 2 // beat * beat, (1 << 16) - 1))
-
-
-def burst_cost(spec: ArchSpec, row_beats: NDArray[np.int64] | int, *, write: bool) -> NDArray[np.float64]:
-    """Beat intervals per beat in rows of so many beats: a burst ends with its row, and only some are in flight."""
-    latency, flying = (
-        (spec.write_latency, spec.outstanding_writes) if write else (spec.read_latency, spec.outstanding_reads)
-    )
-    beats = np.minimum(row_beats, spec.burst_beats) * float(spec.beat_interval)
-    taken: NDArray[np.float64] = np.maximum(beats + spec.burst_gap, (latency + beats) / flying) / beats
-    return taken
 
 
 def _cost(

@@ -18,15 +18,18 @@ from gossamer.arch.spec import ArchSpec
 from gossamer.arch.stream import StepStream, best_encoding, encode_offsets, encode_steps, stream_beats
 from gossamer.compiler.constants import ConstantPool
 from gossamer.compiler.layers import MaxPool
-from gossamer.compiler.mapping import Mapping, sub_tile
 from gossamer.compiler.problem import Problem, Unit
 from gossamer.compiler.rings import Chunk, Load, Region
 from gossamer.compiler.streams import TileStream, UnitStreams, pack_unit, place, unit_records
+from gossamer.compiler.tiling import Band, Mapping, sub_tile
 
 __all__ = ["Item", "layer_items"]
 
 Key = tuple[object, ...]
 """What a chunk is, for the items that share it."""
+
+_Placed = list[list[list[StepStream]]]
+"""Steps of a unit in the bank of one band, by run of input blocks, column tile and MATMUL."""
 
 
 @dataclass(eq=False)
@@ -60,8 +63,9 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class _Macro:
-    """A macro tile: where it begins in the output, and its positions per lane."""
+    """A macro tile: where it begins in the output, and its positions per lane. band : index of its band."""
 
+    band: int
     image: int
     y: int
     x: int
@@ -103,20 +107,21 @@ class _Builder:
         for whole in streams:
             runs = _runs(whole.unit, self.mapping.chunks)
             parts = [whole] if len(runs) == 1 else [pack_unit(self.problem, whole.unit, run) for run in runs]
-            placed = [self._pieces(part) for part in parts]
+            placed = [[self._pieces(part, band) for part in parts] for band in self.mapping.bands]
             self.kept = {}
             self._reserve(parts, placed)
             for macro, tile in self._order(whole):
-                yield from self._tile_items(whole.unit, macro, tile, parts, placed, drain, parameters, table)
+                pieces = placed[macro.band]
+                yield from self._tile_items(whole.unit, macro, tile, parts, pieces, drain, parameters, table)
 
-    def _reserve(self, parts: list[UnitStreams], placed: list[list[list[StepStream]]]) -> None:
+    def _reserve(self, parts: list[UnitStreams], bands: list[_Placed]) -> None:
         """What several chunks keep on chip together gets one reservation, so that it cannot break up the buffer."""
-        spec = self.spec
+        spec, placed = self.spec, bands[0]
         self.pieces_of = {(c, t): len(tile) for c, part in enumerate(placed) for t, tile in enumerate(part)}
         self.stays = ""
         per_block = self.problem.tiles_per_block
         whole_tiles = max(self.pieces_of.values()) == 1 and len(parts) == 1
-        if not self._several_macros() and not self.alike:
+        if self.mapping.order == "tiles" or not (self._several_macros() or self.alike):
             groups = []  # every weight is used once: what comes and goes by itself leaves room for loads ahead
         elif self.mapping.resident and sum(p.steps for tile in placed[0] for p in tile) <= spec.weight_steps:
             self.stays = "unit"
@@ -136,7 +141,8 @@ class _Builder:
                         for p, piece in enumerate(placed[0][t])
                     ],
                 )
-        lists = {encode_offsets(p.offsets, spec).tobytes(): p for part in placed for tile in part for p in tile}
+        every = (p for placed in bands for part in placed for tile in part for p in tile)
+        lists = {encode_offsets(p.offsets, spec).tobytes(): p for p in every}
         self.offsets_stay = sum(len(data) // 2 for data in lists) <= spec.offset_steps // 2
         if self.offsets_stay:
             self._keep_together("offset", [(("offset", data), self._offset_load(p)) for data, p in lists.items()])
@@ -167,6 +173,10 @@ class _Builder:
             for macro in self._macros():
                 for t in range(len(whole.tiles)):
                     yield macro, t
+        elif self.mapping.order == "tiles":
+            for t in range(len(whole.tiles)):
+                for macro in self._macros():
+                    yield macro, t
         else:
             for first in range(0, len(whole.tiles), per_block):
                 for macro in self._macros():
@@ -174,25 +184,26 @@ class _Builder:
                         yield macro, t
 
     def _macros(self) -> Iterator[_Macro]:
-        m, (height, width) = self.mapping, self.problem.out
         for image in range(self.problem.images):
-            for y in range(0, height, m.lane_rows * m.tile[0]):
-                rows = min(height - y, m.lane_rows * m.tile[0])
-                for x in range(0, width, m.lane_columns * m.tile[1]):
-                    pixels = min(width - x, m.lane_columns * m.tile[1])
-                    tile = (-(-rows // m.lane_rows), -(-pixels // m.lane_columns))
-                    yield _Macro(image=image, y=y, x=x, rows=rows, pixels=pixels, tile=tile)
+            for k, band in enumerate(self.mapping.bands):
+                down, across = band.lane_rows * band.tile[0], band.lane_columns * band.tile[1]
+                for y in range(0, band.rows, down):
+                    for x in range(0, band.pixels, across):
+                        rows, pixels = min(band.rows - y, down), min(band.pixels - x, across)
+                        tile = (-(-rows // band.lane_rows), -(-pixels // band.lane_columns))
+                        where = {"image": image, "y": band.y + y, "x": band.x + x}
+                        yield _Macro(band=k, **where, rows=rows, pixels=pixels, tile=tile)
 
-    def _bank(self) -> tuple[int, int]:
+    def _bank(self, band: Band) -> tuple[int, int]:
         """Rows and pixels of an input block in the bank; the same for all macro tiles, so that offsets are too."""
-        return self.problem.extent(self.mapping.tile[0], 0), self.problem.extent(self.mapping.tile[1], 1)
+        return self.problem.extent(band.tile[0], 0), self.problem.extent(band.tile[1], 1)
 
-    def _pieces(self, part: UnitStreams) -> list[list[StepStream]]:
+    def _pieces(self, part: UnitStreams, band: Band) -> list[list[StepStream]]:
         """Every column tile, placed in the bank and cut into MATMULs."""
         phase = self.spec.group // self.spec.macs
         out = []
         for tile in part.tiles:
-            stream = place(self.problem, tile, len(part.input_blocks), self._bank())
+            stream = place(self.problem, tile, len(part.input_blocks), self._bank(band))
             at_once = self.mapping.steps_at_once
             if at_once < stream.steps and at_once >= phase:
                 at_once -= at_once % phase  # DENSE records count from the beginning of a load
@@ -214,7 +225,7 @@ class _Builder:
         macro: _Macro,
         t: int,
         parts: list[UnitStreams],
-        placed: list[list[list[StepStream]]],
+        placed: _Placed,
         drain: dict[str, int],
         parameters: NDArray[np.uint8],
         table: Chunk | None,
@@ -224,7 +235,7 @@ class _Builder:
         tile = parts[0].tiles[t]
         out = self._out_chunk(macro, tile)
         ny, nx = sub_tile(macro.tile, spec.depth)
-        hx = self._bank()[1]
+        hx = self._bank(self.mapping.bands[macro.band])[1]
         windows = spec.block // spec.group
         stride = problem.bank_stride
         corners = [(y, x) for y in range(0, macro.tile[0], ny) for x in range(0, macro.tile[1], nx)]
@@ -280,7 +291,7 @@ class _Builder:
         if key in self.kept:
             return self.kept[key]
         spec = self.spec
-        hy, hx = self._bank()
+        hy, hx = self._bank(self.mapping.bands[macro.band])
         size = len(blocks) * hy * hx * spec.block
         slack = spec.activation_row_bytes if spec.hop < spec.group else 0
         chunk = Chunk(
@@ -293,8 +304,7 @@ class _Builder:
         return self._keep(key, chunk)
 
     def _several_macros(self) -> bool:
-        m, (height, width) = self.mapping, self.problem.out
-        return self.problem.images > 1 or height > m.lane_rows * m.tile[0] or width > m.lane_columns * m.tile[1]
+        return self.problem.images * sum(band.macros for band in self.mapping.bands) > 1
 
     def _act_loads(self, blocks: tuple[int, ...], macro: _Macro, bank: tuple[int, int]) -> list[Load]:
         """A LOAD for every run of neighbouring blocks of one input tensor, a long one in ever shorter pieces.
@@ -302,7 +312,7 @@ class _Builder:
         The last blocks of the tensor may just be being computed: the fewer of them a LOAD reads, the earlier all
         others can start.
         """
-        problem, m, bb = self.problem, self.mapping, self.spec.block_beats
+        problem, bb = self.problem, self.spec.block_beats
         where = [problem.input_blocks[b] for b in blocks]
         loads, start = [], 0
         skip = problem.stride[0] if problem.skips_rows else 1
@@ -331,7 +341,7 @@ class _Builder:
                 "blocks": end - start,
                 "row_stride": skip * row,
                 "block_stride": plane,
-                "grid": m.grid,
+                "grid": self.mapping.bands[macro.band].grid,
                 "tile_beats": bank[1] * bb,
                 "tile_rows": bank[0],
                 "step_beats": macro.tile[1] * problem.bank_stride[1] * bb,
@@ -345,7 +355,11 @@ class _Builder:
         return loads
 
     def _weight_chunk(self, piece: StepStream, which: tuple[int, int, int], macro: _Macro, at: int) -> Chunk:
-        key = ("weight", which) if self.stays else ("weight", which, self._use(which, macro, at))
+        key = (
+            ("weight", which)
+            if self.stays or self.mapping.order == "tiles"
+            else ("weight", which, self._use(which, macro, at))
+        )
         return self.kept.get(key) or self._keep(key, self._weight_load(piece))
 
     def _weight_load(self, piece: StepStream) -> Chunk:
@@ -429,7 +443,7 @@ class _Builder:
             "rows": macro.rows,
             "blocks": 1,
             "row_stride": row,
-            "grid": self.mapping.grid,
+            "grid": self.mapping.bands[macro.band].grid,
             "tile_beats": macro.tile[1] * bb,
             "tile_rows": macro.tile[0],
         }

@@ -12,7 +12,7 @@ from support.specs import random_spec
 
 import gossamer
 from gossamer.arch.errors import CapacityError, GossamerError
-from gossamer.arch.isa import Op
+from gossamer.arch.isa import Op, column
 from gossamer.arch.program import Program
 from gossamer.arch.spec import ArchSpec, preset_names
 from gossamer.compiler.backend import build_program
@@ -87,6 +87,30 @@ def test_cycles_follow_n_of_m(n, m):
     dense = simulate(build_program(gemm(64, 128, 64, 1.0), spec), values=False).counters["slots"]
     sparse = simulate(build_program(gemm(64, 128, 64, (n, m)), spec), values=False).counters["slots"]
     assert dense / sparse == min(m / n, spec.group / spec.macs)
+
+
+@pytest.mark.parametrize(("side", "kernel", "positions"), [(14, 3, 13), (14, 1, 13), (10, 3, 7), (7, 3, 4)])
+def test_a_map_in_two_bands(side, kernel, positions):
+    """14 x 14 on 16 lanes: 13 positions a lane, where every single grid takes 14."""
+    spec = ArchSpec.load("edge").evolve(name="wide bus", axi_bytes=64)
+    rng = np.random.default_rng(side)
+    x = random_tensor(rng, "x", (1, 64, side, side))
+    pad = kernel // 2
+    conv, y = random_conv(rng, "conv", x, 96, (kernel, kernel), pads=(pad,) * 4, residual=x if kernel == 1 else None)
+    if kernel == 1:  # another layer wants a border, so that the map is no row of pixels
+        conv, y = random_conv(rng, "conv", x, 64, (1, 1), residual=x)
+        after, z = random_conv(rng, "after", y, 16, (3, 3), pads=(1, 1, 1, 1))
+        tensors = {t.name: t for t in (x, y, z)}
+        network = Network(name="two", tensors=tensors, stages=(conv, after), inputs=("x",), outputs=(z.name,))
+    else:
+        network = one_layer(conv, x, y)
+    program = check_exact(network, spec, side)
+    note = program.layers[0]
+    rows = program.instructions[note.first : note.first + note.count]
+    rows = rows[rows[:, 0] == Op.MATMUL]
+    slots = (rows[:, column(Op.MATMUL, "nx")] * rows[:, column(Op.MATMUL, "ny")]).sum()
+    tiles = -(-conv.weight.shape[0] // spec.block) * spec.block // spec.columns
+    assert slots == tiles * positions
 
 
 def test_depthwise_keeps_every_pe_busy():
