@@ -50,6 +50,7 @@ class Drain(wiring.Component):
                 "bias": Out(data.ArrayLayout(32, spec.ppu)),
                 "multiplier": Out(data.ArrayLayout(MULTIPLIER_BITS, spec.ppu)),
                 "shift": Out(data.ArrayLayout(SHIFT_BITS, spec.ppu)),
+                "lift": Out(data.ArrayLayout(SHIFT_BITS, spec.ppu)),
                 "add": Out(ADD),
                 "multiply": Out(MULTIPLY),
                 "round": Out(ROUND),
@@ -111,6 +112,9 @@ class Drain(wiring.Component):
             self.residual_at.eq(work.residual_base + place + group),
         ]
 
+        def late(name: str, cycles: int) -> Any:
+            return delayed(m, work[name], cycles, f"{name}_at_{cycles}")
+
         # t + 2: parameters are here; a raw accumulator gets no bias and is multiplied by one.
         raw2 = delayed(m, raw, 2, "raw")
         rounding = 3 + spec.ppu_stages - 1
@@ -120,17 +124,14 @@ class Drain(wiring.Component):
             factor = Mux(raw2, 1, word[32 : 32 + MULTIPLIER_BITS])
             shift = word[32 + MULTIPLIER_BITS : 32 + MULTIPLIER_BITS + SHIFT_BITS]
             m.d.comb += self.multiplier[k].eq(delayed(m, factor, 1, f"multiplier_{k}"))
-            m.d.comb += self.shift[k].eq(delayed(m, shift, rounding - 2, f"shift_{k}"))
-
-        def late(name: str, cycles: int) -> Any:
-            return delayed(m, work[name], cycles, f"{name}_at_{cycles}")
+            early = delayed(m, shift, rounding - 3, f"shift_{k}")
+            m.d.sync += [self.shift[k].eq(early), self.lift[k].eq(early - late("residual_shift", rounding - 1))]
 
         clamping = rounding + 1
         m.d.comb += [
             self.add.residual.eq(delayed(m, work.residual & ~raw, 2, "residual")),
             *(self.add[name].eq(late(name, 2)) for name in ("residual_signed", "residual_zero")),
             self.multiply.residual_multiplier.eq(late("residual_multiplier", 3)),
-            self.round.residual_shift.eq(late("residual_shift", rounding)),
             self.round.raw.eq(late("raw", rounding)),
             *(self.clamp[name].eq(late(name, clamping)) for name in ("raw", "zero_point", "lo", "hi")),
             self.lookup.enable.eq(delayed(m, work.table_enable & ~raw, clamping + 1, "lookup")),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -11,14 +11,17 @@ from gossamer.arch.spec import ArchSpec
 from gossamer.rtl.banks import Narrow
 from gossamer.rtl.cells import bits_for, delayed
 
-__all__ = ["ADD", "CLAMP", "LOOKUP", "MULTIPLY", "ROUND", "Ppu", "table_rows"]
+__all__ = ["ADD", "CLAMP", "LOOKUP", "MULTIPLY", "ROUND", "SHIFT_BITS", "Ppu", "rounded", "table_rows"]
 
 SHIFT_BITS = 6
+
+QUOTIENT_BITS = 11
+"""A quotient that is larger is as good as the largest: no zero point brings it back below a bound of the clamp."""
 
 ADD = data.StructLayout({"residual": 1, "residual_signed": 1, "residual_zero": 8})
 """Control of the first stage, for all columns; each later stage's control arrives with its data."""
 MULTIPLY = data.StructLayout({"residual_multiplier": RESIDUAL_MULTIPLIER_BITS})
-ROUND = data.StructLayout({"raw": 1, "residual_shift": 5})
+ROUND = data.StructLayout({"raw": 1})
 CLAMP = data.StructLayout({"raw": 1, "zero_point": signed(9), "lo": signed(9), "hi": signed(9)})
 LOOKUP = data.StructLayout({"enable": 1, "table": 2})
 
@@ -33,8 +36,9 @@ class Ppu(wiring.Component):
 
     Stages: bias; multiply and round (ppu_stages registers); zero point and clamp; table. The first of ppu_stages
     multiplies, the last adds the residual and rounds; those between are there to be retimed.
-    bias with the accumulator, multiplier a cycle later, shift with the control of rounding. A raw accumulator passes
-    unchanged (its bias is 0 and its multiplier 1).
+    bias with the accumulator, multiplier a cycle later, shift and lift with the control of rounding. lift : how far the
+    residual's product is shifted left to meet the other one. A raw accumulator passes unchanged (its bias is 0 and its
+    multiplier 1).
     """
 
     def __init__(self, spec: ArchSpec) -> None:
@@ -45,6 +49,7 @@ class Ppu(wiring.Component):
             "residual": In(8),
             "multiplier": In(MULTIPLIER_BITS),
             "shift": In(SHIFT_BITS),
+            "lift": In(SHIFT_BITS),
             "add": In(ADD),
             "multiply": In(MULTIPLY),
             "round": In(ROUND),
@@ -80,24 +85,17 @@ class Ppu(wiring.Component):
         late_product = delayed(m, product, spec.ppu_stages - 1, "product")
         late_residual = delayed(m, residual, spec.ppu_stages - 1, "residual")
 
-        # Round half to even: add just less than a half, and the last bit of it where the quotient is odd.
-        total, rounded = Signal(signed(64)), Signal(signed(64))
-        up = Signal(SHIFT_BITS)
+        total = Signal(signed(64))
         quotient = Signal(signed(32), reset_less=True)
-        m.d.comb += [
-            up.eq(self.shift - self.round.residual_shift),
-            total.eq(late_product + (late_residual << up)),
-            rounded.eq((total + (Const(1, 1) << self.shift)[1:48] - 1 + total.bit_select(self.shift, 1)) >> self.shift),
-        ]
-        limit = 2048  # beyond every code and zero point
-        saturated = Mux(rounded > limit - 1, limit - 1, Mux(rounded < -limit, -limit, rounded))
-        m.d.sync += quotient.eq(Mux(self.round.raw, total[:32], saturated))
+        m.d.comb += total.eq(late_product + (late_residual << self.lift))
+        m.d.sync += quotient.eq(Mux(self.round.raw, total[:32], rounded(m, total, self.shift)))
 
         # Zero point and clamp; a raw accumulator passes by.
-        moved, above, below = Signal(signed(33)), Signal(signed(33)), Signal(signed(33))
-        clamped = Signal(32, reset_less=True)
+        near = quotient[: QUOTIENT_BITS + 1].as_signed()
+        moved, above, below = (Signal(signed(QUOTIENT_BITS + 2), name=n) for n in ("moved", "above", "below"))
+        clamped = Signal(signed(32), reset_less=True)
         m.d.comb += [
-            moved.eq(quotient + self.clamp.zero_point),
+            moved.eq(near + self.clamp.zero_point),
             above.eq(Mux(moved < self.clamp.lo, self.clamp.lo, moved)),
             below.eq(Mux(above > self.clamp.hi, self.clamp.hi, above)),
         ]
@@ -119,3 +117,28 @@ class Ppu(wiring.Component):
             self.code.eq(Mux(looked_up, table.r_data, plain)),
         ]
         return m
+
+
+def rounded(m: Any, total: Any, shift: Any) -> Any:
+    """total / 2**shift (1..47), rounded half to even, as far as QUOTIENT_BITS go; signed, one bit more.
+
+    The quotient is needed in its low bits only, so the shift begins with its largest step and keeps, after each, what
+    the steps to come can still reach. What falls out below makes a rest more than a half or less; what falls out above
+    must repeat the sign.
+    """
+    kept = QUOTIENT_BITS + 1  # and the bit below the point
+    value = Cat(0, total, total[-1].replicate(kept + 63 - 65)).as_signed()
+    sign = total[-1]
+    rest, large = [], []
+    for k in reversed(range(SHIFT_BITS)):
+        step, width = 1 << k, kept + (1 << k) - 1
+        taken = Signal(signed(width), name=f"shifted_{step}")
+        m.d.comb += taken.eq(Mux(shift[k], value[step:], value[:width]))
+        rest.append(shift[k] & value[:step].any())
+        large.append(~shift[k] & (value[width:] ^ sign.replicate(step)).any())
+        value = taken
+    half, low = value[0], value[1:].as_signed()
+    up = half & (Cat(*rest).any() | low[0])
+    beyond = Cat(*large, low[-1] ^ sign).any()
+    limit = 1 << (QUOTIENT_BITS - 1)
+    return Mux(beyond, Mux(sign, -limit, limit - 1), low) + up

@@ -87,6 +87,21 @@ MUTANTS = (
         "phase_now.eq(phase)",
     ),
     Mutant(
+        "blocks of a transposed operand stand in one place",
+        "operand.py",
+        "base.eq(Mux(block_ends, step, base_now))",
+        "base.eq(base_now)",
+    ),
+    Mutant(
+        "a natural operand always takes the first part of a beat",
+        "operand.py",
+        "self.part[: bits_for(parts)]",
+        "0 & self.part[: bits_for(parts)]",
+    ),
+    Mutant("a natural operand fills every MAC", "weights.py", "here & (operand.mac == v)", "here"),
+    Mutant("the selects of an operand stand still", "operand.py", "place.phase + step_ends", "place.phase"),
+    Mutant("the wrong bank of weights is seen", "weights.py", "read.eq(self.r_at[:low])", "read.eq(self.r_at[1:])"),
+    Mutant(
         "left-over bytes are kept",
         "gearbox.py",
         "with m.If(self.last):\n                m.d.sync += level.eq(0)",
@@ -108,20 +123,15 @@ MUTANTS = (
     Mutant(
         "unsigned codes are taken as signed", "activation.py", "Cat(code, code[7] & is_signed)", "Cat(code, code[7])"
     ),
-    Mutant("round half up", "ppu.py", "[1:48] - 1 + total.bit_select(self.shift, 1)", "[1:48]"),
-    Mutant(
-        "round towards minus infinity",
-        "ppu.py",
-        "(Const(1, 1) << self.shift)[1:48] - 1 + total.bit_select(self.shift, 1)",
-        "0",
-    ),
+    Mutant("round half up", "ppu.py", "half & (Cat(*rest).any() | low[0])", "half"),
+    Mutant("round towards minus infinity", "ppu.py", "half & (Cat(*rest).any() | low[0])", "0"),
     Mutant(
         "the clamp's lower bound is not kept", "ppu.py", "Mux(moved < self.clamp.lo, self.clamp.lo, moved)", "moved"
     ),
     Mutant(
         "the residual is not shifted",
         "ppu.py",
-        "total.eq(late_product + (late_residual << up))",
+        "total.eq(late_product + (late_residual << self.lift))",
         "total.eq(late_product + late_residual)",
     ),
     Mutant(
