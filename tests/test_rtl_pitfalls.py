@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gossamer.arch import isa
+from gossamer.arch.errors import SimulationError
 from gossamer.arch.isa import Encoding, Instruction, LoadKind, Op, Unit
 from gossamer.arch.program import AcceleratorStage, Program, Segment
 from gossamer.arch.run import EVENT_FIELDS
@@ -32,6 +33,7 @@ from tests.support.rtl_specs import SMALL_SPECS, needs_hardware_tools
 
 pytestmark = needs_hardware_tools
 
+COUNTS = ("beats", "rows", "blocks", "steps", "nx", "ny", "column_groups", "tile_beats", "tile_rows")
 FREE, START, FIRST, LAST, END = (EVENT_FIELDS.index(n) for n in ("free", "start", "first_beat", "last_beat", "end"))
 
 
@@ -138,23 +140,21 @@ def test_simulator_ahead_of_hardware(model: Model) -> None:
         assert caught.value.code is (isa.ErrorCode.ILLEGAL_FIELD if known else isa.ErrorCode.ILLEGAL_OPCODE)
 
 
-@pytest.mark.parametrize("name", ["tiny", "mask", "no-select"])
-def test_selects_loaded_after_their_values(name: str) -> None:
-    """Values and selects of every encoding come in one stream, a beat a cycle, and none takes longer to expand."""
-    spec = SMALL_SPECS[name].evolve(beat_interval=1, burst_gap=0, read_latency=1)  # the hardware knows none of them
-    encodings = legal_encodings(spec)
-    with Model(spec) as model:
-        for encoding in encodings:
-            beats = spec.weight_steps * record_bytes(spec, encoding) // spec.axi_bytes
-            load = Instruction.make(
-                Op.LOAD, kind=int(LoadKind.WEIGHT), encoding=int(encoding), beats=beats, rows=1, blocks=1
-            )
-            rng = np.random.default_rng(int(encoding))
-            memory = rng.integers(0, 256, beats * spec.axi_bytes, dtype=np.uint8)
-            event = agreed(program_of(spec, [load], memory), model).hardware.stages[0].events[0]
-            assert event[LAST] - event[FIRST] + 1 == beats, encoding
-            assert event[END] - event[LAST] == LOAD_LATENCY, encoding
-    assert Encoding.DENSE in encodings
+def test_selects_loaded_after_their_values(any_model: Model) -> None:
+    """Values and selects of every encoding come in one stream, as fast as bytes that are only copied."""
+    spec = any_model.spec
+    room = min(spec.activation_bytes, spec.weight_steps * record_bytes(spec, Encoding.DENSE)) // spec.axi_bytes
+    plain = {"beats": room, "rows": 1, "blocks": 1}
+    memory = np.random.default_rng(1).integers(0, 256, room * spec.axi_bytes, dtype=np.uint8)
+    loads = [Instruction.make(Op.LOAD, kind=int(LoadKind.ACTIVATION), tile_beats=room, tile_rows=1, **plain)]
+    loads += [
+        Instruction.make(Op.LOAD, kind=int(LoadKind.WEIGHT), encoding=int(encoding), **plain)
+        for encoding in legal_encodings(spec)
+    ]
+    # Each alone: the first of a program is fetched at the same time.
+    logs = [agreed(program_of(spec, [load], memory), any_model).hardware.stages[0].events[0] for load in loads]
+    assert all((log == logs[0]).all() for log in logs)
+    assert logs[0][END] - logs[0][LAST] == LOAD_LATENCY
 
 
 def test_weights_loaded_between_products(model: Model) -> None:
@@ -227,3 +227,42 @@ def test_loads_counted_otherwise_than_done(model: Model) -> None:
             rows = [r for r in program.instructions if r[0] == Op.LOAD and r[columns["kind"]] == kind]
             beats = sum(int(r[columns["beats"]] * r[columns["rows"]] * r[columns["blocks"]]) for r in rows)
             assert counters[f"beats_read_{kind.name.lower()}"] == beats
+
+
+def outcome(model: Model, words: NDArray[np.uint8]) -> str:
+    """What becomes of a program: "ended", or the error in words."""
+    try:
+        model.run_words("wrong", words, np.zeros(1 << 20, dtype=np.uint8))
+    except SimulationError as error:
+        return str(error)
+    return "ended"
+
+
+@pytest.mark.parametrize("op", [Op.LOAD, Op.MATMUL, Op.DRAIN, Op.STORE])
+def test_illegal_configuration_that_hangs(op: Op) -> None:
+    """Numbers that the static checker refuses (more positions than accumulators, places outside of a memory, shifts
+    the wrong way round): the machine ends or says why not, and then runs a good program as ever."""
+    spec = SMALL_SPECS["tiny"]
+    base, _ = example(spec)
+    good = random_program(np.random.default_rng(1), spec, 10)
+    matrix = base.instructions
+    row = next(k for k, r in enumerate(matrix) if r[0] == op)
+    ended = 0
+    with Model(spec, limit=100_000) as model:
+        for field in isa.FORMATS[op]:
+            # Counts stay small, so that what is legal for the hardware ends soon.
+            for value in (20, 40) if field.name in COUNTS else (field.maximum // 3, field.maximum):
+                wrong = matrix.copy()
+                wrong[row, isa.column(op, field.name)] = value
+                said = outcome(model, isa.encode(wrong))
+                assert "did not finish" not in said, f"{field.name} = {value}"
+                ended += said == "ended"
+                assert verify(good, model=model).difference is None, f"{field.name} = {value}"
+    assert ended > 3
+
+
+def test_a_hang_would_be_seen() -> None:
+    """A program that takes longer than the limit is no end."""
+    program = random_program(np.random.default_rng(1), SMALL_SPECS["tiny"], 10)
+    with Model(SMALL_SPECS["tiny"], limit=100) as model:
+        assert outcome(model, isa.encode(program.instructions)) == "the hardware did not finish within 100 cycles"
