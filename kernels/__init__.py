@@ -4,6 +4,7 @@ formats: what a sparse weight is.  matmul, conv, pool, stream: sums and maxima i
 bounds: the proof that int32 is enough.
 
 layer: a weight made ready once, with all that follows its sums, and then called: the fast way in.
+float_layer: the same for float32 weights; float_panels, float_kernels and float_vectors are what it stands on.
 pack, fast: the same sums by vector instructions, for a weight laid out once. choose: which kernel that is, and why.
 Public functions check what they are given; the compiled ones under them,
 private, trust it. Nothing is compiled before its first call.
@@ -14,6 +15,7 @@ from gossamer.kernels.choose import Decision, choose
 from gossamer.kernels.conv import conv2d, window_count
 from gossamer.kernels.epilogue import requantise
 from gossamer.kernels.fast import packed_linear, packed_matmul
+from gossamer.kernels.float_layer import FloatCodes, FloatLayer, prepare_float
 from gossamer.kernels.formats import BSR, CSR, NM, Dense, Weight
 from gossamer.kernels.layer import Layer, prepare
 from gossamer.kernels.matmul import bsr_matmul, csr_matmul, dense_matmul, nm_matmul, spmm
@@ -27,6 +29,8 @@ __all__ = [
     "NM",
     "Decision",
     "Dense",
+    "FloatCodes",
+    "FloatLayer",
     "Layer",
     "Packed",
     "Weight",
@@ -42,6 +46,7 @@ __all__ = [
     "packed_linear",
     "packed_matmul",
     "prepare",
+    "prepare_float",
     "requantise",
     "spmm",
     "stream_matmul",

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from gossamer.kernels import intrinsics
+from gossamer.kernels import float_vectors, intrinsics
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "kernels").rglob("*.py"))
+OPERATIONS = (float_vectors, intrinsics)
+"""Modules of intrinsics: instructions rather than functions."""
 
 
 def is_jitted(node: ast.AST) -> bool:
@@ -21,19 +23,23 @@ def is_jitted(node: ast.AST) -> bool:
     if not isinstance(node, ast.FunctionDef):
         return False
     targets = (d.func if isinstance(d, ast.Call) else d for d in node.decorator_list)
-    return any(ast.unparse(t).rpartition(".")[2] in {"jit", "njit", "vectorize", "guvectorize"} for t in targets)
+    return any(
+        ast.unparse(t).rpartition(".")[2] in {"jit", "parallel_jit", "njit", "vectorize", "guvectorize"}
+        for t in targets
+    )
 
 
 def foreign_names(source: str) -> Iterator[str]:
     """Names a compiled function reads that are neither its own, nor numpy, nor a compiled function of its file.
 
     numba freezes what a compiled function reads, code and constants alike, and keys its cache by the file of the
-    function alone: a name from another file, or a plain constant made from one, could be an old one. The operations
-    of kernels/intrinsics.py are instructions rather than functions; the digest of gossamer.arch.jit covers them.
+    function alone: a name from another file, or a plain constant made from one, could be an old one. OPERATIONS are
+    covered by the digest of gossamer.arch.jit, and prange is numba's own.
     """
     tree = ast.parse(source)
     jitted = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and is_jitted(node)}
-    allowed = jitted | set(dir(builtins)) | {"np"} | set(intrinsics.__all__)
+    allowed = jitted | set(dir(builtins)) | {"np", "prange"}
+    allowed |= {name for module in OPERATIONS for name in module.__all__}
     for function in (node for node in ast.walk(tree) if is_jitted(node)):
         assert isinstance(function, ast.FunctionDef)
         own = {a.arg for a in ast.walk(function.args) if isinstance(a, ast.arg)}
@@ -71,7 +77,7 @@ def test_own_names_are_accepted() -> None:
 def test_compiled_through_arch_jit_only(path: Path) -> None:
     """numba's own decorators have the cache that gossamer.arch.jit mends. Intrinsics are not compiled by themselves."""
     tree = ast.parse(path.read_text())
-    if path.name == "intrinsics.py":
+    if path.stem in {module.__name__.rpartition(".")[2] for module in OPERATIONS}:
         assert not any(is_jitted(node) for node in ast.walk(tree))
         return
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -86,7 +92,7 @@ def test_same_results_without_the_compiler() -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"NUMBA_DISABLE_JIT": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout
-    assert "4 passed" in done.stdout
+    assert "5 passed" in done.stdout
 
 
 def test_import_compiles_nothing() -> None:

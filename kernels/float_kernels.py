@@ -1,0 +1,178 @@
+"""The float kernels: rows by tiles of `height` vectors, through every block and panel of a weight (float_panels).
+
+A tile of rows is turned so that a line holds one input for all its rows; sums stand as lines too, one an output, and
+leave the registers only between blocks of inputs; at the end they are turned back with what follows them. A sum adds
+its products in the order of the layout whatever the tile, so results depend neither on the number of rows nor on that
+of threads.
+
+    shared = () if a panel's outputs share their inputs, else None
+    layout = (run, blocks, panels, pointers, inputs, weights, lines)
+    after = (bias, low, high)   residual = float32 like out, or None   codes = (inverse, zero_point, lo, hi), or None
+
+What is None is not compiled; numba sees that of an argument only, hence so many of them.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.arch.jit import jit, parallel_jit, prange
+from gossamer.kernels.float_vectors import (
+    add_tile,
+    add_vector,
+    clamp,
+    load_lines,
+    mac_own,
+    mac_shared,
+    store_codes,
+    store_lines,
+    store_rows,
+    store_tile,
+    turn,
+    zeros,
+)
+
+__all__ = ["run_parallel", "run_serial"]
+
+Floats = NDArray[np.float32]
+
+
+@jit
+def run_serial(
+    x: Floats,
+    first: int,
+    tiles: int,
+    shared: Any,
+    layout: Any,
+    after: Any,
+    residual: Any,
+    codes: Any,
+    out: NDArray[Any],
+    lines: Floats,
+    sums: Floats,
+    lanes: Any,
+    height: Any,
+) -> None:
+    """Tiles of len(height) * len(lanes) rows of x [rows, K] from row `first` on, into out [rows, N].
+
+    lines : scratch, aligned, [1, blocks * (run + 1) * rows of a tile].  sums : [1, outputs * rows of a tile].
+    """
+    for tile in range(tiles):
+        row = first + tile * len(lanes) * len(height)
+        _tile(x, row, shared, layout, after, residual, codes, out, lines[0], sums[0], lanes, height)
+
+
+@parallel_jit
+def run_parallel(
+    x: Floats,
+    first: int,
+    tiles: int,
+    shared: Any,
+    layout: Any,
+    after: Any,
+    residual: Any,
+    codes: Any,
+    out: NDArray[Any],
+    lines: Floats,
+    sums: Floats,
+    lanes: Any,
+    height: Any,
+) -> None:
+    """The same by as many threads as there are lines of scratch."""
+    workers = lines.shape[0]
+    for worker in prange(workers):
+        for tile in range(worker, tiles, workers):
+            row = first + tile * len(lanes) * len(height)
+            _tile(x, row, shared, layout, after, residual, codes, out, lines[worker], sums[worker], lanes, height)
+
+
+@jit
+def _tile(
+    x: Floats,
+    row: int,
+    shared: Any,
+    layout: Any,
+    after: Any,
+    residual: Any,
+    codes: Any,
+    out: NDArray[Any],
+    lines: Floats,
+    sums: Floats,
+    lanes: Any,
+    height: Any,
+) -> None:
+    rows = min(x.shape[0] - row, len(lanes) * len(height))
+    _fill_lines(x, row, rows, layout[0], lines, lanes, height)
+    _sum(lines, shared, layout, sums, lanes, height)
+    _finish(sums, after, residual, codes, row, rows, out, lanes, height)
+
+
+@jit
+def _fill_lines(x: Floats, row: int, rows: int, run: int, lines: Floats, lanes: Any, height: Any) -> None:
+    """Rows of x as lines, blocks of `run` inputs with a line of zeros after each."""
+    k, side, long = x.shape[1], len(lanes), len(lanes) * len(height)
+    for block in range(lines.size // ((run + 1) * long)):
+        begin, end = block * run, min(k, (block + 1) * run)
+        for t in range(len(height)):
+            left = rows - t * side
+            start = (row + t * side) * k
+            for first in range(begin, end, side):
+                place = (first + block) * long + t * side
+                if left >= side and first + side <= k:
+                    store_tile(turn(lanes, x, start + first, k, None, None), lines, place, long)
+                else:
+                    store_tile(turn(lanes, x, start + first, k, left, k - first), lines, place, long)
+        last = (block * (run + 1) + run) * long
+        lines[last : last + long] = 0
+
+
+@jit
+def _sum(lines: Floats, shared: Any, layout: Any, sums: Floats, lanes: Any, height: Any) -> None:
+    run, blocks, panels, pointers, inputs, weights, places = layout
+    width = (0, 0, 0, 0)
+    for block in range(blocks):
+        base = block * (run + 1) * len(lanes) * len(height)
+        for panel in range(block * panels, (block + 1) * panels):
+            if block == 0:
+                acc = zeros(lanes, height, width)
+            else:
+                acc = load_lines(lanes, height, width, sums, places, 4 * panel)
+            for entry in range(pointers[panel], pointers[panel + 1]):
+                if shared is None:
+                    acc = mac_own(acc, height, width, lines, base, inputs, weights, entry)
+                else:
+                    acc = mac_shared(acc, height, width, lines, base, inputs, weights, entry)
+            store_lines(acc, height, width, sums, places, 4 * panel)
+
+
+@jit
+def _finish(
+    sums: Floats,
+    after: Any,
+    residual: Any,
+    codes: Any,
+    row: int,
+    rows: int,
+    out: NDArray[Any],
+    lanes: Any,
+    height: Any,
+) -> None:
+    """Lines of sums back into rows, with bias, residual, clamp and codes."""
+    bias, low, high = after
+    n, side, long = out.shape[1], len(lanes), len(lanes) * len(height)
+    for t in range(len(height)):
+        left = rows - t * side
+        for first in range(0, n, side):
+            place = (row + t * side) * n + first
+            tile = add_vector(turn(lanes, sums, first * long + t * side, long, None, None), bias, first)
+            if residual is not None:
+                tile = add_tile(tile, residual, place, n, left, n - first)
+            tile = clamp(tile, low, high)
+            if codes is not None:
+                inverse, zero_point, lo, hi = codes
+                store_codes(tile, out, place, n, left, n - first, inverse, first, zero_point, lo, hi)
+            elif left >= side and first + side <= n:
+                store_tile(tile, out, place, n)
+            else:
+                store_rows(tile, out, place, n, left, n - first)
