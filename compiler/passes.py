@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gossamer.arch.errors import ModelError
+from gossamer.arch.spec import ArchSpec
 from gossamer.compiler.calibrate import Calibration
 from gossamer.compiler.cleanup import cleanup
+from gossamer.compiler.equalise import equalise
 from gossamer.compiler.fuse import fuse
 from gossamer.compiler.graph import Graph
 from gossamer.compiler.importer import Model, import_model
@@ -17,10 +19,12 @@ from gossamer.compiler.layers import Network
 from gossamer.compiler.legalise import legalise
 from gossamer.compiler.lower import lower
 from gossamer.compiler.partition import partition
+from gossamer.compiler.permute import permute
 from gossamer.compiler.products import recognise_products
 from gossamer.compiler.quantise import quantise
 from gossamer.compiler.recognise import recognise
 from gossamer.compiler.shapes import fold_constants, infer_shapes
+from gossamer.compiler.sparsifiers.interface import Sparsifier
 from gossamer.compiler.sparsify import Sparsity, sparsify
 
 __all__ = ["PASSES", "Options", "build_network", "import_model", "run_passes"]
@@ -32,11 +36,19 @@ class Options:
 
     sparsity : a pattern for all layers, or {layer name or glob: pattern} (see sparsify); None keeps weights as they are
     calibration : data to measure ranges on (see calibrate.Calibration);  method : minmax, percentile or entropy
+    sparsifier, allocation, sequential : which weights go, and how many of which layer (see sparsify.prune)
+    permute : reorder channels, where that is free, to keep more of N:M and to save steps on `spec`
+    spec : the accelerator, for what depends on it
     signed : int8 instead of uint8 activations
     products : the accelerator multiplies activations with each other (ArchSpec.dynamic_operands)
     """
 
     sparsity: Sparsity | None = None
+    sparsifier: str | Sparsifier = "magnitude"
+    allocation: str = "uniform"
+    sequential: bool = False
+    permute: bool = False
+    spec: ArchSpec | None = None
     calibration: Calibration | None = None
     method: str = "minmax"
     signed: bool = False
@@ -53,9 +65,20 @@ PASSES: dict[str, Pass] = {
     "products": lambda graph, options: recognise_products(graph) if options.products else graph,
     "legalise": lambda graph, _: legalise(graph),
     "partition": lambda graph, _: partition(graph),
-    "sparsify": lambda graph, options: sparsify(graph, options.sparsity),
+    "sparsify": lambda graph, options: sparsify(
+        graph,
+        options.sparsity,
+        sparsifier=options.sparsifier,
+        allocation=options.allocation,
+        sequential=options.sequential,
+        permute=options.permute,
+        calibration=options.calibration,
+        spec=options.spec,
+    ),
     "fuse": lambda graph, _: fuse(graph),
+    "equalise": lambda graph, options: equalise(graph, options.calibration),
     "quantise": lambda graph, options: quantise(graph, options.calibration, options.method, options.signed),
+    "permute": lambda graph, options: permute(graph, options.spec) if options.permute and options.spec else graph,
 }
 """Passes over a Graph, in order; import_model comes before them, lower after them."""
 
@@ -96,6 +119,11 @@ def build_network(
     model: Model,
     *,
     sparsity: Sparsity | None = None,
+    sparsifier: str | Sparsifier = "magnitude",
+    allocation: str = "uniform",
+    sequential: bool = False,
+    permute: bool = False,
+    spec: ArchSpec | None = None,
     calibration: Calibration | None = None,
     dims: Mapping[str, int] | None = None,
     method: str = "minmax",
@@ -110,7 +138,18 @@ def build_network(
     if progress is not None:
         progress("import")
     graph = import_model(model, dims)
-    options = Options(sparsity=sparsity, calibration=calibration, method=method, signed=signed, products=products)
+    options = Options(
+        sparsity=sparsity,
+        sparsifier=sparsifier,
+        allocation=allocation,
+        sequential=sequential,
+        permute=permute,
+        spec=spec,
+        calibration=calibration,
+        method=method,
+        signed=signed,
+        products=products,
+    )
     graph = run_passes(graph, options=options, progress=progress)
     if progress is not None:
         progress("lower")

@@ -10,14 +10,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import numpy as np
+
 from gossamer.arch.errors import ModelError
 from gossamer.arch.spec import ArchSpec
 from gossamer.compiler.calibrate import Calibration
 from gossamer.compiler.classify import classify
+from gossamer.compiler.factor import factor
 from gossamer.compiler.graph import Graph
 from gossamer.compiler.layout import array_weight, model_weight
 from gossamer.compiler.ops import Array, Conv, Linear
-from gossamer.compiler.patterns import Dense, Pattern
+from gossamer.compiler.patterns import NM, Channels, Combined, Dense, LowRank, Monarch, Pattern
+from gossamer.compiler.permute import permute_for_nm
+from gossamer.compiler.shrink import drop_dead_channels, remove_channels
 from gossamer.compiler.sparsifiers.allocation import allocate
 from gossamer.compiler.sparsifiers.budget import Choice, choose
 from gossamer.compiler.sparsifiers.cycles import layer_cycles
@@ -52,11 +57,31 @@ def sparsify(
     *,
     sparsifier: str | Sparsifier = "magnitude",
     allocation: str = "uniform",
+    sequential: bool = False,
+    permute: bool = False,
     calibration: Calibration | None = None,
     spec: ArchSpec | None = None,
 ) -> Graph:
-    """Impose patterns where asked, and write into every layer the pattern its weight has. See prune."""
-    return prune(graph, sparsity, sparsifier=sparsifier, allocation=allocation, calibration=calibration, spec=spec)[0]
+    """Impose patterns where asked, and write into every layer the pattern its weight has. See prune.
+
+    Layers' inputs are measured only when the sparsifier or the allocation depends on them; then the error that each
+    layer is left with becomes a note.
+    """
+    method = sparsifier_of(sparsifier)
+    measured = method.needs_inputs or allocation.startswith("cost")
+    graph, report = prune(
+        graph,
+        sparsity,
+        sparsifier=method,
+        allocation=allocation,
+        sequential=sequential,
+        permute=permute,
+        calibration=calibration if measured else None,
+        spec=spec,
+    )
+    if measured:
+        graph.notes += [f"{p.layer}: {p.pattern} by {method.name} leaves an error of {p.error:.2%}" for p in report]
+    return graph
 
 
 def prune(
@@ -66,6 +91,7 @@ def prune(
     sparsifier: str | Sparsifier = "magnitude",
     allocation: str = "uniform",
     sequential: bool = False,
+    permute: bool = False,
     calibration: Calibration | None = None,
     moments: Mapping[str, Moments] | None = None,
     spec: ArchSpec | None = None,
@@ -80,6 +106,7 @@ def prune(
                  wish; "cost 60%" chooses one of each layer's patterns, so that the layers with a choice take 60% of
                  their cycles as they are, on `spec`, with the least error.
     sequential : measure a layer's inputs after the layers before it have been pruned, as SparseGPT's authors do.
+    permute : first reorder channels, where that is free, so that N:M keeps larger weights.
     calibration : inputs of the model, for sparsifiers that need them, and for errors in outputs instead of weights.
     moments : of the layers' inputs, when they have been measured already (sparsifiers.inputs.input_moments).
 
@@ -87,7 +114,7 @@ def prune(
     """
     method = sparsifier_of(sparsifier)
     graph = graph.copy()
-    layers = [op for op in graph.order() if isinstance(op, Layer)]
+    layers = _layers(graph)
     wishes = _wishes(sparsity)
     for glob in wishes:
         if not any(_matches(op, glob) for op in layers):
@@ -96,46 +123,117 @@ def prune(
     chosen = {op.name: g for op in layers if (g := next((g for g in reversed(wishes) if _matches(op, g)), None))}
     plan = {op.name: _possible(graph, op, wishes[chosen[op.name]]) for op in layers if op.name in chosen}
     busy = [op for op in layers if any(p != Dense() for p in plan.get(op.name, ()))]
-    measure = moments is None and (method.needs_inputs or calibration is not None)
-    if measure and busy and not sequential:
-        moments = input_moments(graph, busy, calibration)
-    work = _Work(graph, method, dict(moments or {}))
+    work = _Work(graph, method, calibration, moments, sequential)
     if allocation.startswith("cost"):
         final = _by_cost(work, busy, plan, allocation, spec)
     else:
         final = _by_share(work, busy, plan, chosen, allocation)
-    report = []
-    for op in layers:
-        pattern = final.get(op.name, Dense())
-        if pattern == Dense():
-            graph.replace(op.name, _named(graph, op, array_weight(graph, op, op.weight)))
-            continue
-        if measure and sequential and op.name not in work.moments:
-            alike = [other for other in busy if other.inputs[0] == op.inputs[0]]
-            work.moments |= input_moments(graph, alike, calibration)
-        weight, error = work.pruned(op, pattern)
-        named = _named(graph, replace(op, weight=model_weight(graph, op, weight)), weight)
-        graph.replace(op.name, named)
+    rebuilt = _rebuild(work, final)
+    if permute:
+        work.change(permute_for_nm(work.graph, {name: p for name, p in final.items() if isinstance(p, NM)})[0])
+    return _impose(work, final, rebuilt)
+
+
+def _rebuild(work: "_Work", final: dict[str, Pattern]) -> dict[str, Pruned]:
+    """Remove channels and factor matrices where that is wished; `final` keeps what zeros are still to be made."""
+    reports: dict[str, Pruned] = {}
+    shares = {}
+    for name, pattern in final.items():
+        first = pattern.parts[0] if isinstance(pattern, Combined) else pattern
+        if isinstance(first, Channels):
+            shares[name] = first.sparsity
+            final[name] = pattern.rest if isinstance(pattern, Combined) else Dense()
+    if shares:
+        before = {op.name: op for op in _layers(work.graph) if op.name in shares}
+        smaller, lost = remove_channels(work.graph, shares, work.moments([*before.values()]))
+        work.change(smaller)
+        for name, error in lost.items():
+            kept = work.layer(name).weight.size / before[name].weight.size
+            reports[name] = Pruned(layer=name, pattern=f"channels {shares[name]:.4g}", zeros=1 - kept, error=error)
+    for name, pattern in [*final.items()]:
+        if isinstance(pattern, Monarch | LowRank):
+            op = work.layer(name)
+            moments = work.moments([op]).get(name)
+            whole = op.weight
+            pair = [work.layer(part).weight for part in factor(work.graph, op, pattern)]
+            a, b = (part.reshape(part.shape[:2]) for part in pair)
+            error = reconstruction_error(whole, (b @ a).reshape(whole.shape), moments)
+            zeros = 1.0 - sum(int(np.count_nonzero(part)) for part in pair) / whole.size
+            reports[name] = Pruned(layer=name, pattern=str(pattern), zeros=zeros, error=error)
+            final[name] = Dense()
+    return reports
+
+
+def _impose(work: "_Work", final: dict[str, Pattern], reports: dict[str, Pruned]) -> tuple[Graph, tuple[Pruned, ...]]:
+    """Make the zeros, drop what they leave without use, and name the patterns."""
+    busy = [op for op in _layers(work.graph) if final.get(op.name, Dense()) != Dense()]
+    for op in busy:
+        pattern = final[op.name]
+        weight, error = work.pruned(op, pattern, busy)
+        work.graph.replace(op.name, replace(op, weight=model_weight(work.graph, op, weight)))
         zeros = 1.0 - float((weight != 0).mean())
-        report.append(Pruned(layer=op.name, pattern=str(pattern), zeros=zeros, error=error))
-    return graph, tuple(report)
+        before = reports.get(op.name)
+        if before is not None:  # some of its channels went first
+            pattern_text, zeros = f"{before.pattern} + {pattern}", 1.0 - (1.0 - before.zeros) * (1.0 - zeros)
+            error = before.error + (1.0 - before.error) * error
+        else:
+            pattern_text = str(pattern)
+        reports[op.name] = Pruned(layer=op.name, pattern=pattern_text, zeros=zeros, error=error)
+    graph = drop_dead_channels(work.graph)
+    for op in _layers(graph):
+        groups = op.groups if isinstance(op, Conv) else 1
+        graph.replace(op.name, replace(op, pattern=str(classify(array_weight(graph, op, op.weight), groups))))
+    return graph, tuple(reports.values())
+
+
+def _layers(graph: Graph) -> list[Layer]:
+    return [op for op in graph.order() if isinstance(op, Layer)]
 
 
 class _Work:
-    """Prunes layers of a graph one by one."""
+    """A graph whose layers are pruned one by one, and what is known of their inputs."""
 
-    def __init__(self, graph: Graph, method: Sparsifier, moments: dict[str, Moments]) -> None:
-        self.graph, self.method, self.moments = graph, method, moments
+    def __init__(
+        self,
+        graph: Graph,
+        method: Sparsifier,
+        calibration: Calibration | None,
+        moments: Mapping[str, Moments] | None,
+        sequential: bool,
+    ) -> None:
+        self.graph, self.method, self.calibration, self.sequential = graph, method, calibration, sequential
+        self.given = moments is not None
+        self.known = dict(moments or {})
+
+    def change(self, graph: Graph) -> None:
+        """Go on with a graph of other shapes."""
+        if self.given:
+            raise ModelError("moments that were measured before channels moved do not fit; give calibration")
+        self.graph, self.known = graph, {}
+
+    def layer(self, name: str) -> Layer:
+        """The layer as it is now."""
+        op = self.graph.op(name)
+        assert isinstance(op, Layer)
+        return op
 
     def weight(self, op: Layer) -> Array:
         """The weight as the array sees it."""
         return array_weight(self.graph, op, op.weight)
 
-    def pruned(self, op: Layer, pattern: Pattern) -> tuple[Array, float]:
-        """The weight with the pattern, and the error it leaves."""
-        weight, moments = self.weight(op), self.moments.get(op.name)
+    def moments(self, layers: list[Layer]) -> Mapping[str, Moments]:
+        """Moments of the inputs of these layers as the graph is now; nothing where nobody needs them."""
+        missing = [op for op in layers if op.name not in self.known]
+        if missing and not self.given and (self.method.needs_inputs or self.calibration is not None):
+            self.known |= input_moments(self.graph, missing, self.calibration)
+        return self.known
+
+    def pruned(self, op: Layer, pattern: Pattern, others: list[Layer]) -> tuple[Array, float]:
+        """The weight with the pattern, and the error it leaves. Layers beside it are measured with it."""
         if pattern == Dense():
-            return weight, 0.0
+            return self.weight(op), 0.0
+        alike = [other for other in others if other.inputs[0] == op.inputs[0]] if self.sequential else others
+        weight, moments = self.weight(op), self.moments(alike).get(op.name)
         after = self.method(weight, pattern, moments)
         return after, reconstruction_error(weight, after, moments)
 
@@ -182,10 +280,6 @@ def _possible(graph: Graph, op: Layer, patterns: tuple[Pattern, ...]) -> tuple[P
     return tuple(found) or (Dense(),)
 
 
-def _named(graph: Graph, op: Layer, weight: Array) -> Layer:
-    return replace(op, pattern=str(classify(weight, op.groups if isinstance(op, Conv) else 1)))
-
-
 # --- how much each layer loses ---------------------------------------------------------------------------------------
 
 
@@ -219,13 +313,17 @@ def _by_cost(
         raise ModelError(f"allocation {text!r} must be cost with a budget of cycles from above 0% to 100% (cost 60%)")
     if spec is None:
         raise ModelError("allocation by cost needs the spec on which cycles are counted")
+    if work.sequential:
+        raise ModelError("allocation by cost compares layers before any is pruned; it cannot be sequential")
     choices = {}
     whole = 0.0
     for op in layers:
         whole += layer_cycles(work.graph, op, work.weight(op), spec)
         tried = []
         for pattern in plan[op.name]:
-            weight, error = work.pruned(op, pattern)
+            if not pattern.only_zeros:
+                raise ModelError(f"allocation by cost chooses among patterns of zeros, and {pattern} changes shapes")
+            weight, error = work.pruned(op, pattern, layers)
             tried.append(Choice(pattern=pattern, cycles=layer_cycles(work.graph, op, weight, spec), error=error))
         choices[op.name] = tried
     return {name: choice.pattern for name, choice in choose(choices, whole * float(match[1]) / 100).items()}

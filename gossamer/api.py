@@ -23,6 +23,10 @@ def compile(
     spec: ArchSpec | str | Path,
     *,
     sparsity: str | Mapping[str, str] | None = None,
+    sparsifier: Any = "magnitude",
+    allocation: str = "uniform",
+    sequential: bool = False,
+    permute: bool = False,
     calibration: Any = None,
     dims: Mapping[str, int] | None = None,
     method: str = "minmax",
@@ -35,6 +39,11 @@ def compile(
     spec : an ArchSpec, a TOML file or the name of a preset.
     sparsity : a pattern such as "2:8", "block 16x16 70%" or "unstructured 90%" for all layers, or {glob: pattern};
                None keeps the weights, and finds the patterns they have.
+    sparsifier : magnitude, wanda or sparsegpt (these need calibration), or a compiler.sparsifiers.interface.Sparsifier.
+    allocation : how the zeros are distributed among layers: uniform, erk, lamp, global, or by cycles under a budget:
+                 "cost 60%", with patterns to choose from in sparsity ("dense | 4:8 | 2:8").
+    sequential : prune a layer with the inputs that it has after the layers before it were pruned.
+    permute : reorder channels inside the network, so that N:M keeps more and other patterns take fewer steps.
     calibration : inputs to measure ranges on: {name: array}, or a list of such.
     dims : sizes for named dimensions that the model leaves open (batch is 1 unless given).
     method : minmax, percentile or entropy.  signed : int8 activations instead of uint8.
@@ -54,6 +63,11 @@ def compile(
         network = build_network(
             model,
             sparsity=sparsity,
+            sparsifier=sparsifier,
+            allocation=allocation,
+            sequential=sequential,
+            permute=permute,
+            spec=arch,
             calibration=calibration,
             dims=dims,
             method=method,

@@ -34,6 +34,11 @@ class Combined(Pattern):
         return " + ".join(map(str, self.parts))
 
     @property
+    def only_zeros(self) -> bool:
+        """Unless channels are removed first."""
+        return all(part.only_zeros for part in self.parts)
+
+    @property
     def zeros(self) -> float:
         """As if each pattern chose without regard to the others."""
         return 1.0 - float(np.prod([1.0 - part.zeros for part in self.parts]))

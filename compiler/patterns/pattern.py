@@ -33,6 +33,11 @@ class Pattern:
     imposable: ClassVar[bool] = True
     """False for what a layer is, and cannot be made."""
 
+    @property
+    def only_zeros(self) -> bool:
+        """Whether imposing it makes zeros and leaves the layer's shape."""
+        return True
+
     @staticmethod
     def parse(text: "str | Pattern") -> "Pattern":
         """Read a pattern's text (see notation.parse_pattern). Raises ModelError."""
@@ -46,7 +51,7 @@ class Pattern:
         return 0.0
 
     def with_zeros(self, share: float) -> "Pattern":
-        """The pattern of the same family with the nearest share of zeros. Raises ModelError where there is no choice."""
+        """The pattern of the same family with the nearest share of zeros. Raises ModelError where there is none."""
         raise ModelError(
             f"allocation: {self} has no share of zeros to choose; must be unstructured, fanin, block, N:M or vnm"
         )

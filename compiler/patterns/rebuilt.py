@@ -5,11 +5,20 @@ from dataclasses import dataclass
 from gossamer.arch.errors import ModelError
 from gossamer.compiler.patterns.pattern import Pattern, check_share, percent
 
-__all__ = ["Channels", "LowRank", "Monarch"]
+__all__ = ["Channels", "LowRank", "Monarch", "Rebuilt"]
+
+
+class Rebuilt(Pattern):
+    """A pattern that is not a matter of zeros."""
+
+    @property
+    def only_zeros(self) -> bool:
+        """The layer becomes another one."""
+        return False
 
 
 @dataclass(frozen=True)
-class Channels(Pattern):
+class Channels(Rebuilt):
     """Structured removal: a share of the output channels goes, and with them whatever they are coupled to (shrink)."""
 
     sparsity: float
@@ -33,7 +42,7 @@ class Channels(Pattern):
 
 
 @dataclass(frozen=True)
-class Monarch(Pattern):
+class Monarch(Rebuilt):
     """The product of two block-diagonal matrices of `blocks` blocks with a fixed permutation between them (factor).
 
     Dao et al., "Monarch: Expressive Structured Matrices for Efficient and Accurate Training" (ICML 2022).
@@ -57,7 +66,7 @@ class Monarch(Pattern):
 
 
 @dataclass(frozen=True)
-class LowRank(Pattern):
+class LowRank(Rebuilt):
     """The product of a matrix of `rank` outputs and one of `rank` inputs (factor)."""
 
     rank: int
