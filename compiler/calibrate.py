@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from gossamer.arch.errors import ModelError
 from gossamer.compiler.export import export_model
 from gossamer.compiler.graph import Graph
 from gossamer.compiler.ops import Array
 
-__all__ = ["METHODS", "Calibration", "calibrate", "run_session", "samples"]
+__all__ = ["METHODS", "Calibration", "calibrate", "channel_ranges", "run_session", "samples"]
 
 Calibration = Mapping[str, Array] | Iterable[Array | Mapping[str, Array]]
 """{input: [samples, ...]}, or a sequence of samples: arrays for a model of one input, else {input: array}."""
@@ -153,6 +153,45 @@ def _extremes(graph: Graph, tensors: set[str], feeds: list[dict[str, Array]]) ->
     seen = np.array([session.run(outputs, feed) for feed in feeds], dtype=np.float64)
     lowest, highest = seen[:, 0::2].min(axis=0), seen[:, 1::2].max(axis=0)
     return {name: (lowest[i], highest[i]) for i, name in enumerate(names)}
+
+
+def channel_ranges(graph: Graph, axes: Mapping[str, int], data: Calibration | None) -> dict[str, tuple[Array, Array]]:
+    """Smallest and largest value of every channel of the named tensors: float64 [channels] each.
+
+    axes : the channel axis of each. Raises ModelError as calibrate does.
+    """
+    if not axes:
+        return {}
+    model = export_model(graph)
+    outputs = []
+    for name, axis in axes.items():
+        others = [a for a in range(len(graph.shape(name))) if a != axis]
+        for kind in ("Min", "Max"):
+            outputs.append(f"{name}/channel{kind}")
+            model.graph.node.append(_reduce(model, kind, name, outputs[-1], others))
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(o, onnx.TensorProto.FLOAT, [None]) for o in outputs)
+    try:
+        session = run_session(model)
+        seen = [session.run(outputs, feed) for feed in samples(graph, data)]
+    except ModelError:
+        raise
+    except Exception as error:  # as in calibrate
+        raise ModelError(f"onnxruntime cannot run {graph.name!r} for calibration: {error}") from error
+    found = {}
+    for i, name in enumerate(axes):
+        lo = np.min([run[2 * i] for run in seen], axis=0).astype(np.float64)
+        found[name] = lo, np.max([run[2 * i + 1] for run in seen], axis=0).astype(np.float64)
+    return found
+
+
+def _reduce(model: onnx.ModelProto, kind: str, source: str, target: str, axes: list[int]) -> onnx.NodeProto:
+    """ReduceMin or ReduceMax over some axes: an attribute until opset 17, an input from 18 on."""
+    version = next(i.version for i in model.opset_import if i.domain in ("", "ai.onnx"))
+    if version < 18:
+        return helper.make_node(f"Reduce{kind}", [source], [target], axes=axes, keepdims=0)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(axes, np.int64), f"{target}/axes"))
+    return helper.make_node(f"Reduce{kind}", [source, f"{target}/axes"], [target], keepdims=0)
 
 
 def run_session(model: onnx.ModelProto) -> Any:

@@ -84,7 +84,7 @@ def test_a_spec_without_products_runs_them_on_the_host():
     model, x = attention(SPELLINGS[0], 1), feeds(1)
     network = fitted(network_of(model, x, products=True), replace(SPEC, dynamic_operands=False))
     reasons = [stage.reason for stage in network.stages if isinstance(stage, HostSegment)]
-    assert sum("product of two activations" in reason for reason in reasons) == 2
+    assert sum("multiplies two activations" in reason for reason in reasons) == 2
     check_structure(network)
 
 
