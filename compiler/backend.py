@@ -3,6 +3,7 @@
 place tensors -> pack weights -> map every layer -> schedule -> allocate constants -> synchronise -> Program
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,6 +22,7 @@ from gossamer.compiler.constants import ConstantPool
 from gossamer.compiler.emit import Emitter
 from gossamer.compiler.layers import Conv, HostSegment, Layer, MatMul, Network
 from gossamer.compiler.mapping import bound, search
+from gossamer.compiler.narrow import narrow_blocks
 from gossamer.compiler.problem import Problem, make_problem
 from gossamer.compiler.schedule import Item, layer_items
 from gossamer.compiler.streams import UnitStreams, pack_unit
@@ -57,14 +59,18 @@ def place_tensors(network: Network, spec: ArchSpec) -> dict[str, Placement]:
         shared = np.max([border[name] for name in layer.inputs], axis=0)
         for name in layer.inputs:
             border[name] = np.maximum(border[name], shared)
+    narrow = narrow_blocks(network, spec)
     placements, address = {}, 0
     for name, tensor in network.tensors.items():
         top, left, bottom, right = (int(b) for b in border[name])
+        block = narrow.get(name, spec.block)
+        row = math.lcm(block, spec.axi_bytes) // block  # pixels in whole beats
+        right += -(left + tensor.shape[3] + right) % row
         placements[name] = Placement(
             name=name,
             address=address,
             shape=tensor.shape,
-            block=spec.block,
+            block=block,
             border=(top, left, bottom, right),
             scale=tensor.scale,
             zero_point=tensor.zero_point,

@@ -22,7 +22,7 @@ def split(problem: Problem, streams: tuple[UnitStreams, ...], whole: Mapping) ->
     whole : the best mapping with one band. A sliding window (hop < group) packs its steps for one bank: no bands.
     """
     spec = problem.spec
-    if spec.hop < spec.group or problem.images > 1 or whole.chunks > 1:
+    if spec.hop < spec.group or problem.images > 1 or whole.chunks > 1 or problem.tile_step > 1:
         return None
     if max(int(s.steps.max()) for s in streams) > whole.steps_at_once:
         return None
@@ -80,10 +80,10 @@ def _fits(problem: Problem, streams: tuple[UnitStreams, ...], bands: tuple[Band,
     spec, blocks = problem.spec, max(len(s.input_blocks) for s in streams)
     bank = held = 0
     for b in bands:
-        hy, hx = problem.extent(b.tile[0], 0), problem.extent(b.tile[1], 1)
-        bank += blocks * hy * hx * spec.block
+        rows, row = problem.extent(b.tile[0], 0), problem.row_bytes(b.tile[1])
+        bank += blocks * rows * row
         part = spec.output_bytes // spec.output_partitions if problem.residual else spec.axi_bytes
         held += -(-b.tile[0] * b.tile[1] * spec.block // part) * part
-        if hx * spec.block_beats >= 1 << 12 or hy >= 1 << 10 or sub_tile(b.tile, spec.depth) != b.tile:
+        if row // spec.axi_bytes >= 1 << 12 or rows >= 1 << 10 or sub_tile(b.tile, spec.depth) != b.tile:
             return False
     return bank <= spec.activation_bytes and 2 * held <= spec.output_bytes

@@ -56,7 +56,7 @@ def search(problem: Problem, streams: tuple[UnitStreams, ...]) -> Mapping:
         if best is not None:
             return split(problem, streams, best) or best
     spec = problem.spec
-    need = problem.extent(1, 0) * problem.extent(1, 1) * spec.block
+    need = problem.extent(1, 0) * problem.row_bytes(1)
     raise CapacityError(
         f"layer {problem.layer.name!r} does not fit spec {spec.name!r}: one output position reads {need} bytes of one "
         f"channel block, and a lane holds activation_bytes = {spec.activation_bytes}, output_bytes = "
@@ -79,9 +79,9 @@ def _grids(problem: Problem) -> list[tuple[int, int]]:
     return [(g, max(1, min(lanes >> g, problem.out[0]))) for g in range(lanes.bit_length()) if lanes >> g]
 
 
-def _pieces(size: int) -> list[int]:
-    """Sizes that cut `size` into equal pieces: ceil(size / k) for every k, each size once."""
-    return sorted({-(-size // k) for k in range(1, size + 1)})
+def _pieces(size: int, step: int = 1) -> list[int]:
+    """Sizes that cut `size` into equal pieces: ceil(size / k) for every k, in multiples of `step`, each size once."""
+    return sorted({-(-size // (k * step)) * step for k in range(1, size + 1)})
 
 
 def _best_tile(
@@ -91,26 +91,25 @@ def _best_tile(
     width = 1 << grid
     ty, tx = np.meshgrid(
         np.array(_pieces(-(-problem.out[0] // lane_rows))),
-        np.array(_pieces(-(-problem.out[1] // width))),
+        np.array(_pieces(-(-problem.out[1] // width), problem.tile_step if width > 1 else 1)),
         indexing="ij",
     )
     ty, tx = ty.reshape(-1), tx.reshape(-1)
-    beats = spec.block_beats
+    row = _row_bytes(problem, tx)
     hy = _extents(problem, ty, 0)
-    hx = _extents(problem, tx, 1)
     blocks = max(len(u.input_blocks) for u in problem.units)
     in_chunk = -(-blocks // chunks)
-    bank = in_chunk * hy * hx * spec.block + (spec.activation_row_bytes if spec.hop < spec.group else 0)
+    bank = in_chunk * hy * row + (spec.activation_row_bytes if spec.hop < spec.group else 0)
     room = spec.activation_bytes
     held = ty * tx * spec.block
     legal = (
         (bank <= room)
         & (held <= spec.output_bytes)
-        & (hx * beats < 1 << 12)
-        & (tx * problem.bank_stride[1] * beats < 1 << 12)
+        & (row // spec.axi_bytes < 1 << 12)
+        & ((tx % problem.tile_step == 0) | (width * tx >= problem.out[1]) & (width == 1))
         & (hy < 1 << 10)
         & (ty * problem.bank_stride[0] < 1 << 10)
-        & (width * tx * problem.stride[1] * beats < 1 << 15)
+        & (width * tx * problem.stride[1] * problem.pixel_bytes // spec.axi_bytes < 1 << 15)
         & (lane_rows * ty * problem.stride[0] < 1 << 11)
     )
     if not legal.any():
@@ -144,6 +143,10 @@ def _extents(problem: Problem, positions: NDArray[np.int64], axis: int) -> NDArr
     return (positions - 1) * problem.bank_stride[axis] + span
 
 
+def _row_bytes(problem: Problem, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.array([problem.row_bytes(n) for n in positions.tolist()], dtype=np.int64)
+
+
 def _steps_at_once(spec: ArchSpec) -> int:
     """Most steps of one MATMUL: half the weight buffer and half the offset buffer, so that two can be on chip."""
     beat = spec.axi_bytes // 2
@@ -170,9 +173,12 @@ def _cost(
     macros = problem.images * down * across
     # Positions per lane over the whole map; the last tile of a row or column is cut to what is left.
     left_rows = rows - (down - 1) * lane_rows * ty
+    step = problem.tile_step if width > 1 else 1
     left_pixels = pixels - (across - 1) * width * tx
     per_lane = (
-        problem.images * ((down - 1) * ty + -(-left_rows // lane_rows)) * ((across - 1) * tx + -(-left_pixels // width))
+        problem.images
+        * ((down - 1) * ty + -(-left_rows // lane_rows))
+        * ((across - 1) * tx + -(-left_pixels // (width * step)) * step)
     ).astype(np.float64)
 
     steps = np.concatenate([s.steps for s in streams])
@@ -200,8 +206,8 @@ def _cost(
     seen_pixels = np.minimum(
         across * _extents(problem, width * tx, 1), pixels * problem.bank_stride[1] + across * (hx - tx)
     )
-    reading = burst_cost(spec, _extents(problem, width * tx, 1) * spec.block_beats, write=False)
-    plane = seen_rows * seen_pixels * spec.block_beats * reading
+    reading = burst_cost(spec, _row_bytes(problem, width * tx) // spec.axi_bytes, write=False)
+    plane = seen_rows * -(-seen_pixels * problem.pixel_bytes // spec.axi_bytes) * reading
     blocks = sum(len(u.input_blocks) for u in problem.units)
     output_blocks = problem.output.blocks
     act_reads = plane * blocks

@@ -5,6 +5,7 @@ grouped or depthwise layer, or a pooling, falls apart into units: sets of input 
 nothing to do with each other. A plain convolution is one unit.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -59,6 +60,22 @@ class Problem:
         """Stride inside the activation bank."""
         return (1 if self.skips_rows else self.stride[0], self.stride[1])
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes from a pixel of the input to the next: a channel block, or less where a tensor has few channels."""
+        return self.inputs[0].block
+
+    def row_bytes(self, positions: int) -> int:
+        """Bytes of a bank row with the inputs of so many neighbouring positions: whole beats and whole windows."""
+        row = self.spec.activation_row_bytes if self.pixel_bytes < self.spec.block else 1
+        return -(-(self.extent(positions, 1) * self.pixel_bytes) // row) * row
+
+    @property
+    def tile_step(self) -> int:
+        """Positions that neighbouring tiles of a row are a multiple of apart, so that each begins with a beat."""
+        step = self.stride[1] * self.pixel_bytes
+        return math.lcm(step, self.spec.axi_bytes) // step
+
     def extent(self, positions: int, axis: int) -> int:
         """Input pixels that consecutive output positions read along an axis, as they lie in the bank."""
         return (positions - 1) * self.bank_stride[axis] + (self.kernel[axis] - 1) * self.dilation[axis] + 1
@@ -78,7 +95,7 @@ class Problem:
         """Where each input channel of the layer stands: input block * block + channel of it. int64 [in_channels]."""
         slots, first = [], 0
         for p in self.inputs:
-            slots.append(first * self.spec.block + np.arange(p.shape[1]))
+            slots.append(first * p.block + np.arange(p.shape[1]))
             first += p.blocks
         return np.concatenate(slots)
 

@@ -190,13 +190,14 @@ class _Builder:
                 for y in range(0, band.rows, down):
                     for x in range(0, band.pixels, across):
                         rows, pixels = min(band.rows - y, down), min(band.pixels - x, across)
-                        tile = (-(-rows // band.lane_rows), -(-pixels // band.lane_columns))
+                        step = self.problem.tile_step if band.lane_columns > 1 else 1
+                        tile = (-(-rows // band.lane_rows), -(-pixels // (band.lane_columns * step)) * step)
                         where = {"image": image, "y": band.y + y, "x": band.x + x}
                         yield _Macro(band=k, **where, rows=rows, pixels=pixels, tile=tile)
 
     def _bank(self, band: Band) -> tuple[int, int]:
-        """Rows and pixels of an input block in the bank; the same for all macro tiles, so that offsets are too."""
-        return self.problem.extent(band.tile[0], 0), self.problem.extent(band.tile[1], 1)
+        """Rows of an input block in the bank, and their bytes; one for all macro tiles, so that offsets are too."""
+        return self.problem.extent(band.tile[0], 0), self.problem.row_bytes(band.tile[1])
 
     def _pieces(self, part: UnitStreams, band: Band) -> list[list[StepStream]]:
         """Every column tile, placed in the bank and cut into MATMULs."""
@@ -235,8 +236,8 @@ class _Builder:
         tile = parts[0].tiles[t]
         out = self._out_chunk(macro, tile)
         ny, nx = sub_tile(macro.tile, spec.depth)
-        hx = self._bank(self.mapping.bands[macro.band])[1]
-        windows = spec.block // spec.group
+        row = self._bank(self.mapping.bands[macro.band])[1]
+        pixel = problem.pixel_bytes
         stride = problem.bank_stride
         corners = [(y, x) for y in range(0, macro.tile[0], ny) for x in range(0, macro.tile[1], nx)]
         parameter, first = self._parameter_chunk(parameters, tile.output_block, macro)
@@ -256,11 +257,11 @@ class _Builder:
                         "zero_point": problem.inputs[0].zero_byte,
                         "accumulate": int(n > 0),
                         "steps": piece.steps,
-                        "act_base": (y * stride[0] * hx + x * stride[1]) * windows,
+                        "act_base": (y * stride[0] * row + x * stride[1] * pixel) // spec.group,
                         "nx": pixels,
                         "ny": rows,
-                        "sx": stride[1] * windows,
-                        "sy": stride[0] * hx * windows,
+                        "sx": stride[1] * pixel // spec.group,
+                        "sy": stride[0] * row // spec.group,
                     },
                 )
                 if n == len(matmuls) - 1:
@@ -291,15 +292,15 @@ class _Builder:
         if key in self.kept:
             return self.kept[key]
         spec = self.spec
-        hy, hx = self._bank(self.mapping.bands[macro.band])
-        size = len(blocks) * hy * hx * spec.block
+        bank = self._bank(self.mapping.bands[macro.band])
+        size = len(blocks) * bank[0] * bank[1]
         slack = spec.activation_row_bytes if spec.hop < spec.group else 0
         chunk = Chunk(
             ring="activation",
             size=size + slack,
             align=spec.activation_row_bytes,
             per_unit=spec.axi_bytes,
-            loads=self._act_loads(blocks, macro, (hy, hx)),
+            loads=self._act_loads(blocks, macro, bank),
         )
         return self._keep(key, chunk)
 
@@ -312,12 +313,13 @@ class _Builder:
         The last blocks of the tensor may just be being computed: the fewer of them a LOAD reads, the earlier all
         others can start.
         """
-        problem, bb = self.problem, self.spec.block_beats
+        problem, beat = self.problem, self.spec.axi_bytes
         where = [problem.input_blocks[b] for b in blocks]
         loads, start = [], 0
         skip = problem.stride[0] if problem.skips_rows else 1
         rows, pixels = problem.extent(macro.rows, 0), problem.extent(macro.pixels, 1)
-        short = max(1, self.spec.read_latency // max(1, rows * pixels * bb))
+        beats = -(-pixels * problem.pixel_bytes // beat)
+        short = max(1, self.spec.read_latency // (rows * beats))
         while start < len(where):
             end = start + 1
             while end < len(where) and where[end] == (where[start][0], where[end - 1][1] + 1):
@@ -326,25 +328,21 @@ class _Builder:
                 end -= max(short, (end - start) // 2)
             segment, first = where[start]
             p = problem.inputs[segment]
-            row = p.pixels * bb
-            plane = p.rows * row
+            row, plane = p.row_bytes // beat, p.block_bytes // beat
             y = problem.origin[0] + macro.y * problem.stride[0]
             x = problem.origin[1] + macro.x * problem.stride[1]
             fields = {
-                "address": p.address // self.spec.axi_bytes
-                + (macro.image * p.blocks + first) * plane
-                + y * row
-                + x * bb,
-                "dest": start * bank[0] * bank[1] * bb,
-                "beats": pixels * bb,
+                "address": p.address // beat + (macro.image * p.blocks + first) * plane + y * row + x * p.block // beat,
+                "dest": start * bank[0] * bank[1] // beat,
+                "beats": beats,
                 "rows": rows,
                 "blocks": end - start,
                 "row_stride": skip * row,
                 "block_stride": plane,
                 "grid": self.mapping.bands[macro.band].grid,
-                "tile_beats": bank[1] * bb,
+                "tile_beats": bank[1] // beat,
                 "tile_rows": bank[0],
-                "step_beats": macro.tile[1] * problem.bank_stride[1] * bb,
+                "step_beats": macro.tile[1] * problem.bank_stride[1] * p.block // beat,
                 "step_rows": macro.tile[0] * problem.bank_stride[0],
             }
             low = y * p.pixels + x

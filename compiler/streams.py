@@ -61,7 +61,7 @@ def pack_unit(problem: Problem, unit: Unit, input_blocks: tuple[int, ...] | None
     """Pack every column tile of a unit (or the part of it that reads only some of the input blocks)."""
     spec = problem.spec
     blocks = unit.input_blocks if input_blocks is None else input_blocks
-    addresses = _tap_addresses(problem, len(blocks), problem.kernel, (1, 1))
+    addresses = _tap_addresses(problem, len(blocks), problem.kernel[0], 1, _apart(problem), _tap_row(problem))
     tiles = []
     for ob in unit.output_blocks:
         weights = _block_weights(problem, ob, blocks)
@@ -100,60 +100,80 @@ def _pack_tile(
     return TileStream(output_block=ob, index=j, stream=stream, encoding=encoding, weights=part, keep_zeros=keep)
 
 
+def _apart(problem: Problem) -> int:
+    """Bytes between the taps of a row where steps are packed.
+
+    Side by side, for it does not matter what lies between windows; but taps that share a window stay where they are.
+    """
+    shares = problem.pixel_bytes % problem.spec.group != 0
+    return problem.pixel_bytes * (problem.dilation[1] if shares else 1)
+
+
+def _tap_row(problem: Problem) -> int:
+    """Bytes of a row of taps where steps are packed: whole windows."""
+    group = problem.spec.group
+    return -(-((problem.kernel[1] - 1) * _apart(problem) + problem.pixel_bytes) // group) * group
+
+
 def _tap_addresses(
-    problem: Problem, blocks: int, bank: tuple[int, int], dilation: tuple[int, int]
+    problem: Problem, blocks: int, rows: int, dilation: int, apart: int, row_bytes: int
 ) -> NDArray[np.int64]:
-    """Bank element of every reduction index (input block, tap row, tap column, channel) for a bank of this size."""
-    block = problem.spec.block
-    b = np.arange(blocks)[:, None, None, None] * bank[0] * bank[1]
-    y = np.arange(problem.kernel[0])[:, None, None] * dilation[0] * bank[1]
-    x = np.arange(problem.kernel[1])[:, None] * dilation[1]
-    return ((b + y + x) * block + np.arange(block)).reshape(-1).astype(np.int64)
+    """Bank element of every reduction index (input block, tap row, tap column, channel).
+
+    rows, row_bytes : of an input block in the bank.  dilation : rows from a tap to the next;  apart : bytes.
+    """
+    b = np.arange(blocks)[:, None, None, None] * rows
+    y = np.arange(problem.kernel[0])[:, None, None] * dilation
+    x = np.arange(problem.kernel[1])[:, None] * apart
+    return ((b + y) * row_bytes + x + np.arange(problem.pixel_bytes)).reshape(-1).astype(np.int64)
 
 
 def _block_weights(problem: Problem, ob: int, blocks: tuple[int, ...]) -> NDArray[np.int8]:
-    """Weights of one output block, int8 [input blocks * taps * block, block]."""
-    layer, block = problem.layer, problem.spec.block
+    """Weights of one output block, int8 [input blocks * taps * bytes of a pixel, block]."""
+    layer, block, inner = problem.layer, problem.spec.block, problem.pixel_bytes
     rows, cols = problem.kernel
     channels = problem.output.shape[1]
     ks = np.arange(ob * block, min((ob + 1) * block, channels))
     position = np.full(len(problem.input_blocks), -1, dtype=np.int64)
     position[list(blocks)] = np.arange(len(blocks))
     slots = problem.channel_slots
-    out = np.zeros((len(blocks), rows, cols, block, block), dtype=np.int8)
+    out = np.zeros((len(blocks), rows, cols, inner, block), dtype=np.int8)
     if isinstance(layer, MaxPool):
         at = slots[ks]
-        here = position[at // block]
+        here = position[at // inner]
         keep = here >= 0
-        out[here[keep], :, :, at[keep] % block, ks[keep] - ob * block] = 1
+        out[here[keep], :, :, at[keep] % inner, ks[keep] - ob * block] = 1
         return out.reshape(-1, block)
     width = layer.weight.shape[1]
     per_group = channels // layer.groups
     for group in np.unique(ks // per_group):
         mine = ks[ks // per_group == group]
         at = slots[group * width : (group + 1) * width]
-        here = position[at // block]
+        here = position[at // inner]
         keep = here >= 0
         values = layer.weight[mine][:, keep]  # [k, c, y, x]
-        out[here[keep][:, None], :, :, (at[keep] % block)[:, None], (mine - ob * block)[None, :]] = values.transpose(
+        out[here[keep][:, None], :, :, (at[keep] % inner)[:, None], (mine - ob * block)[None, :]] = values.transpose(
             1, 0, 2, 3
         )
     return out.reshape(-1, block)
 
 
 def place(problem: Problem, tile: TileStream, blocks: int, bank: tuple[int, int]) -> StepStream:
-    """The tile's steps for a bank of `bank` (rows, pixels) per input block."""
+    """The tile's steps for a bank of `bank` (rows, bytes of a row) per input block."""
     spec = problem.spec
     if spec.hop < spec.group:
-        addresses = _tap_addresses(problem, blocks, bank, problem.dilation)
+        apart = problem.dilation[1] * problem.pixel_bytes
+        addresses = _tap_addresses(problem, blocks, bank[0], problem.dilation[0], apart, bank[1])
         if tile.keep_zeros:
             real = np.flatnonzero(tile.weights.any(axis=1))
             return pack(addresses[real], tile.weights[real], spec, keep_zeros=True)
         stream = pack(addresses, tile.weights, spec)
         return stream if stream.steps else tile.stream
     element = tile.stream.offsets * spec.hop
-    tap, inside = np.divmod(element, spec.block)
-    tap, kx = np.divmod(tap, problem.kernel[1])
+    tap, inside = np.divmod(element, _tap_row(problem))
     b, ky = np.divmod(tap, problem.kernel[0])
-    moved = ((b * bank[0] + ky * problem.dilation[0]) * bank[1] + kx * problem.dilation[1]) * spec.block + inside
+    kx, within = np.divmod(inside, _apart(problem))
+    if _apart(problem) % spec.group == 0:
+        inside = kx * problem.dilation[1] * problem.pixel_bytes + within
+    moved = (b * bank[0] + ky * problem.dilation[0]) * bank[1] + inside
     return replace(tile.stream, offsets=moved // spec.hop)

@@ -166,3 +166,35 @@ def test_a_pattern_that_a_layer_cannot_hold_is_not_passed_over_in_silence():
     images = np.random.default_rng(0).random((2, 1, 8, 8)).astype(np.float32)
     with pytest.warns(UserWarning, match=r"stem.*left as it is instead of 2:8"):
         gossamer.compile(digits, "tiny", sparsity="2:8", calibration={"image": images})
+
+
+@pytest.mark.parametrize("preset", ["server", "edge", "dense", "s4-1of32"])
+@pytest.mark.parametrize(("channels", "kernel", "stride", "dilation"), [(3, 7, 2, 1), (3, 3, 1, 1), (1, 5, 2, 2)])
+def test_few_channels_share_a_beat(preset, channels, kernel, stride, dilation):
+    """A picture costs the bus its pixels and little more, wherever lanes and macro tiles begin."""
+    spec = ArchSpec.load(preset)
+    rng = np.random.default_rng(3)
+    x = random_tensor(rng, "x", (1, channels, 29, 37))
+    conv, y = random_conv(
+        rng, "stem", x, 16, (kernel, kernel), stride=(stride,) * 2, pads=(kernel // 2,) * 4, dilation=(dilation,) * 2
+    )
+    program = check_exact(one_layer(conv, x, y), spec, channels)
+    wide = check_exact(one_layer(conv, x, y), spec.evolve(name="small", activation_bytes=spec.activation_bytes // 8), 1)
+    place = program.tensors["x"]
+    assert place.block <= max(4, spec.group)
+    assert place.row_bytes % spec.axi_bytes == 0
+    assert wide.tensors["x"] == place
+    read = simulate(program, values=False).counters["beats_read_activation"]
+    if preset == "server":  # halos are read again, but far less than whole blocks would take
+        assert read * spec.axi_bytes < 0.25 * place.size * spec.block / place.block
+
+
+def test_a_tensor_with_other_readers_keeps_whole_blocks():
+    spec = ArchSpec.load("server")
+    rng = np.random.default_rng(4)
+    x = random_tensor(rng, "x", (1, 3, 8, 8))
+    one, y = random_conv(rng, "one", x, 3, (1, 1))
+    two, z = random_conv(rng, "two", y, 3, (1, 1), residual=x)
+    tensors = {t.name: t for t in (x, y, z)}
+    network = Network(name="n", tensors=tensors, stages=(one, two), inputs=("x",), outputs=(z.name,))
+    assert {p.block for p in check_exact(network, spec, 0).tensors.values()} == {spec.block}
