@@ -124,8 +124,9 @@ class Drain(wiring.Component):
             factor = Mux(raw2, 1, word[32 : 32 + MULTIPLIER_BITS])
             shift = word[32 + MULTIPLIER_BITS : 32 + MULTIPLIER_BITS + SHIFT_BITS]
             m.d.comb += self.multiplier[k].eq(delayed(m, factor, 1, f"multiplier_{k}"))
-            early = delayed(m, shift, rounding - 3, f"shift_{k}")
-            m.d.sync += [self.shift[k].eq(early), self.lift[k].eq(early - late("residual_shift", rounding - 1))]
+            m.d.comb += self.shift[k].eq(delayed(m, shift, rounding - 2, f"shift_{k}"))
+            lift = (shift - late("residual_shift", 2))[:SHIFT_BITS]
+            m.d.comb += self.lift[k].eq(delayed(m, lift, 1, f"lift_{k}"))
 
         clamping = rounding + 1
         m.d.comb += [

@@ -36,9 +36,9 @@ class Ppu(wiring.Component):
 
     Stages: bias; multiply and round (ppu_stages registers); zero point and clamp; table. The first of ppu_stages
     multiplies, the last adds the residual and rounds; those between are there to be retimed.
-    bias with the accumulator, multiplier a cycle later, shift and lift with the control of rounding. lift : how far the
-    residual's product is shifted left to meet the other one. A raw accumulator passes unchanged (its bias is 0 and its
-    multiplier 1).
+    bias with the accumulator, multiplier and lift a cycle later, shift with the control of rounding. lift : how far the
+    residual's product is shifted left to meet the other one, which is the longer product by far. A raw accumulator
+    passes unchanged (its bias is 0 and its multiplier 1).
     """
 
     def __init__(self, spec: ArchSpec) -> None:
@@ -78,16 +78,18 @@ class Ppu(wiring.Component):
         # Multiply.
         product = Signal(signed(33 + MULTIPLIER_BITS))
         residual = Signal(signed(9 + RESIDUAL_MULTIPLIER_BITS))
+        lifted = Signal(signed(64))
         m.d.comb += [
             product.eq(biased * Cat(self.multiplier, 0).as_signed()),
             residual.eq(distance * Cat(self.multiply.residual_multiplier, 0).as_signed()),
+            lifted.eq(residual << self.lift),
         ]
         late_product = delayed(m, product, spec.ppu_stages - 1, "product")
-        late_residual = delayed(m, residual, spec.ppu_stages - 1, "residual")
+        late_residual = delayed(m, lifted, spec.ppu_stages - 1, "residual")
 
         total = Signal(signed(64))
         quotient = Signal(signed(32), reset_less=True)
-        m.d.comb += total.eq(late_product + (late_residual << self.lift))
+        m.d.comb += total.eq(late_product + late_residual)
         m.d.sync += quotient.eq(Mux(self.round.raw, total[:32], rounded(m, total, self.shift)))
 
         # Zero point and clamp; a raw accumulator passes by.

@@ -131,8 +131,8 @@ MUTANTS = (
     Mutant(
         "the residual is not shifted",
         "ppu.py",
-        "total.eq(late_product + (late_residual << self.lift))",
-        "total.eq(late_product + late_residual)",
+        "lifted.eq(residual << self.lift)",
+        "lifted.eq(residual)",
     ),
     Mutant(
         "the bias is added twice",
