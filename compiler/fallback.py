@@ -29,7 +29,11 @@ def fitted(network: Network, spec: ArchSpec) -> Network:
     if spec.tables == 0:
         network = _without_tables(network, spec)
     while True:
-        placements = place_tensors(network, spec)
+        try:
+            placements = place_tensors(network, spec)
+        except CapacityError as error:
+            network = _without_products(network, str(error))
+            continue
         stages: list[Stage] = []
         tensors = dict(network.tensors)
         notes = list(network.notes)
@@ -55,6 +59,19 @@ def _replaced(layer: Layer, tensors: dict[str, Tensor], reason: str) -> Sequence
     if isinstance(layer, Conv) and _is_mean(layer):
         return _two_means(layer, tensors)
     return (layer_on_host(layer, tensors, reason),)
+
+
+def _without_products(network: Network, reason: str) -> Network:
+    """The products that a message names, or else all of them, on the host."""
+    products = {layer.name for layer in network.layers if isinstance(layer, MatMul)}
+    if not products:
+        raise CapacityError(reason)
+    named = {name for name in products if repr(name) in reason} or products
+    tensors = dict(network.tensors)
+    stages = tuple(
+        layer_on_host(s, tensors, reason) if isinstance(s, MatMul) and s.name in named else s for s in network.stages
+    )
+    return replace(network, stages=stages, notes=(*network.notes, f"{reason}: {_DONE[1]}"))
 
 
 def _is_mean(layer: Conv) -> bool:
