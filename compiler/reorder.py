@@ -26,6 +26,12 @@ Counts = NDArray[np.int16]
 SHARPNESS = 8.0
 """Base of the soft maximum: how much more a column with one nonzero more counts."""
 
+SPARE = 0.25
+"""Price of a nonzero that finds a free MAC in a step that is there anyway, against one that needs a new step."""
+
+SIGNATURE = 256
+"""Sets of columns by which channels are compared to find those that are alike."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
@@ -81,9 +87,14 @@ class Reader:
         return int(np.ceil(fullest / self.grid.macs).sum())
 
     def prices(self, picked: Index, rest: Float) -> Float:
-        """What each picked channel would add to each window, by a soft maximum. float32 [picked, windows]."""
+        """About how many steps each picked channel would add to each window. float32 [picked, windows].
+
+        By a soft maximum, so that columns which are nearly the fullest count too; less where the fullest column has
+        MACs to spare in its last step.
+        """
         weight = np.power(np.float32(SHARPNESS), rest).reshape(len(rest), self.sets, -1)
-        weight /= weight.sum(axis=2, keepdims=True)
+        spare = rest.reshape(weight.shape).max(axis=2, keepdims=True) % self.grid.macs != 0
+        weight *= np.where(spare, np.float32(SPARE), np.float32(1.0)) / weight.sum(axis=2, keepdims=True)
         prices: Float = self.rows[picked] @ weight.reshape(len(rest), -1).T
         return prices
 
@@ -131,14 +142,31 @@ def step_order(
     rng = np.random.default_rng(0)
     state = _Search(size, [Reader(r, grid) for r in readers], [_Writer(w, grid) for w in writers], grid)
     before = state.best
-    if writers:
-        full = np.sum([w.counts.sum(axis=1, dtype=np.int64) for w in state.writers], axis=0)
-        state.consider(np.argsort(-full, kind="stable"))
+    for start in _starts(state.readers, state.writers):
+        state.consider(start)
     for _ in range(rounds if writers else 0):
         state.exchange_tiles(rng)
     for _ in range(rounds if readers else 0):
         state.exchange_windows(rng)
     return state.order, before, state.best
+
+
+def _starts(readers: list[Reader], writers: list[_Writer]) -> list[Index]:
+    """Orders to begin with: channels with nonzeros in the same places side by side, and by the number of nonzeros."""
+    found = []
+    if readers:
+        touched = [r.rows.reshape(len(r.rows), r.sets, -1).any(axis=2) for r in readers]
+        found.append(_alike(np.concatenate(touched, axis=1)))
+    if writers:
+        found.append(_alike(np.concatenate([w.counts > 0 for w in writers], axis=1)))
+        full = np.sum([w.counts.sum(axis=1, dtype=np.int64) for w in writers], axis=0)
+        found.append(np.argsort(-full, kind="stable"))
+    return found
+
+
+def _alike(signature: NDArray[np.bool_]) -> Index:
+    """An order in which equal rows of bool [channels, places] lie together."""
+    return np.lexsort(signature[:, :SIGNATURE].T[::-1])
 
 
 class _Search:

@@ -14,6 +14,7 @@ from gossamer.compiler.functions import Function
 from gossamer.compiler.graph import Graph
 from gossamer.compiler.layout import array_weight
 from gossamer.compiler.ops import Activation, Affine, Compute, Conv, Linear, MaxPool, Op
+from gossamer.compiler.patterns.pattern import percent
 from gossamer.compiler.sparsifiers.moments import Moments, grouped_rows
 
 __all__ = ["drop_dead_channels", "remove_channels"]
@@ -39,7 +40,7 @@ def remove_channels(
             continue
         refusal = _refusal(graph, channels, number)
         if refusal:
-            notes += [f"{name}: left as it is instead of channels {shares[name]:.4g}: {refusal}" for name in named]
+            notes += [f"{name}: left as it is instead of channels {percent(shares[name])}: {refusal}" for name in named]
             continue
         energies = {name: _energy(graph, name, (moments or {}).get(name)) for name in space.writers}
         score = np.sum([e / max(e.sum(), np.finfo(float).tiny) for e in energies.values()], axis=0)

@@ -21,6 +21,7 @@ from gossamer.compiler.graph import Graph
 from gossamer.compiler.layout import array_weight, model_weight
 from gossamer.compiler.ops import Array, Conv, Linear
 from gossamer.compiler.patterns import NM, Channels, Combined, Dense, LowRank, Monarch, Pattern
+from gossamer.compiler.patterns.pattern import percent
 from gossamer.compiler.permute import permute_for_nm
 from gossamer.compiler.shrink import drop_dead_channels, remove_channels
 from gossamer.compiler.sparsifiers.allocation import allocate
@@ -149,7 +150,7 @@ def _rebuild(work: "_Work", final: dict[str, Pattern]) -> dict[str, Pruned]:
         work.change(smaller)
         for name, error in lost.items():
             kept = work.layer(name).weight.size / before[name].weight.size
-            reports[name] = Pruned(layer=name, pattern=f"channels {shares[name]:.4g}", zeros=1 - kept, error=error)
+            reports[name] = Pruned(layer=name, pattern=f"channels {percent(shares[name])}", zeros=1 - kept, error=error)
     for name, pattern in [*final.items()]:
         if isinstance(pattern, Monarch | LowRank):
             op = work.layer(name)

@@ -1,0 +1,326 @@
+"""Structured removal, factored weights and permutation: the network computes what it should, with other channels."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.frontend import Builder, check_structure, graph_until, run_network, run_onnx
+
+from gossamer.arch.packing import pack
+from gossamer.arch.spec import ArchSpec
+from gossamer.compiler.channels import find_channels, is_depthwise, reindex
+from gossamer.compiler.export import export_model
+from gossamer.compiler.factor import low_rank, monarch
+from gossamer.compiler.fuse import fuse
+from gossamer.compiler.layout import array_weight, model_weight
+from gossamer.compiler.lower import lower
+from gossamer.compiler.ops import Conv, Linear
+from gossamer.compiler.passes import Options, import_model, run_passes
+from gossamer.compiler.patterns import NM, channel_rows
+from gossamer.compiler.permute import layer_steps, permute_for_nm, reorder_steps, useful_steps
+from gossamer.compiler.quantise import quantise
+from gossamer.compiler.reorder import Grid, keep_order, step_order, steps_of
+from gossamer.compiler.shrink import drop_dead_channels, remove_channels
+from gossamer.compiler.sparsify import prune
+
+FEED = {"x": np.random.default_rng(3).standard_normal((1, 3, 12, 12)).astype(np.float32)}
+
+
+def coupled(seed=0):
+    """Everything that ties channels together: residual, depthwise, normalisation, concatenation, a flattened head."""
+    b = Builder(("x", (1, 3, 12, 12)), seed=seed)
+    stem = b.op("Relu", b.conv("x", 3, 24, pads=[1, 1, 1, 1]), out="stem")
+    wide = b.op("Relu", b.conv(stem, 24, 40, k=1), out="wide")
+    deep = b.op("Relu", b.conv(wide, 40, 40, groups=40, pads=[1, 1, 1, 1]), out="deep")
+    back = b.conv(deep, 40, 24, k=1)
+    y = b.op("Relu", b.op("Add", stem, back), out="sum")
+    side = b.op("Relu", b.bn(b.conv(y, 24, 16, k=1, bias=False), 16), out="side")
+    other = b.op("Relu", b.conv(y, 24, 32, pads=[1, 1, 1, 1]), out="other")
+    y = b.op("MaxPool", b.op("Concat", side, other, axis=1), kernel_shape=[2, 2], strides=[2, 2])
+    y = b.op("Relu", b.conv(y, 48, 24, k=3), out="last")
+    return b.model(b.op("Gemm", b.op("Flatten", y), b.weight(10, 24 * 16), transB=1, out="head"))
+
+
+def layers(graph):
+    return {op.name: op for op in graph.order() if isinstance(op, Conv | Linear)}
+
+
+def run(graph, feed=FEED):
+    return run_onnx(export_model(graph), feed)[0]
+
+
+# --- which channels are the same ones ---------------------------------------------------------------------------------
+
+
+def test_spaces_of_a_coupled_network():
+    graph = graph_until(coupled(), "legalise")
+    spaces = [s for s in find_channels(graph).spaces if not s.fixed]
+    assert sorted(s.size for s in spaces) == [16, 24, 24, 32, 40]
+    tied = next(s for s in spaces if len(s.writers) == 2)  # the residual addition
+    assert sorted(tied.writers) == ["n_conv0", "n_conv6"]
+    assert len(tied.readers) == 3
+    through = next(s for s in spaces if s.size == 40)  # the depthwise convolution
+    assert len(through.along) == 1
+    second = next(s for s in spaces if s.size == 32)
+    assert second.readers[0][1] == 16  # behind the other half of the concatenation
+
+
+def test_inputs_and_outputs_are_fixed():
+    graph = graph_until(coupled(), "legalise")
+    fixed = {s.fixed for s in find_channels(graph).spaces if s.fixed}
+    assert fixed == {"'x' is an input of the model", "'head' is an output of the model"}
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=5)
+def test_any_order_of_free_channels_gives_the_same_codes(seed):
+    """To the bit: after quantise only the places of channels change."""
+    graph = run_passes(import_model(coupled()), options=Options(calibration=[FEED]))
+    channels = find_channels(graph)
+    rng = np.random.default_rng(seed)
+    index = {i: rng.permutation(s.size) for i, s in enumerate(channels.spaces) if not s.fixed}
+    moved = lower(reindex(graph, channels, index))
+    check_structure(moved)
+    before, codes = run_network(lower(graph), FEED)
+    after, moved_codes = run_network(moved, FEED)
+    np.testing.assert_array_equal(after[0], before[0])
+    assert any(not np.array_equal(moved_codes[t], codes[t]) for t in codes)  # inside, channels did move
+
+
+# --- channels that go -------------------------------------------------------------------------------------------------
+
+
+def without(graph, channels, gone):
+    """The graph in which nobody reads some channels: {space number: bool [size]}."""
+    graph = graph.copy()
+    for number, dead in gone.items():
+        space = channels.spaces[number]
+        for name, first in space.readers:
+            op = graph.op(name)
+            weight = array_weight(graph, op, op.weight).copy()
+            weight[:, first : first + space.size][:, dead] = 0
+            graph.replace(name, replace(op, weight=model_weight(graph, op, weight)))
+    return graph
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=5)
+def test_fewer_channels_are_channels_that_nobody_reads(seed):
+    graph = graph_until(coupled(), "legalise")
+    channels = find_channels(graph)
+    rng = np.random.default_rng(seed)
+    gone = {i: rng.permutation(s.size) < s.size // 2 for i, s in enumerate(channels.spaces) if not s.fixed}
+    smaller = reindex(graph, channels, {i: np.flatnonzero(~dead) for i, dead in gone.items()})
+    masked = without(graph, channels, gone)
+    np.testing.assert_allclose(run(smaller), run(masked), rtol=1e-4, atol=1e-5)
+    dropped = drop_dead_channels(masked)  # and they are found when a pruner left them behind
+    assert {n: op.weight.shape for n, op in layers(dropped).items()} == {
+        n: op.weight.shape for n, op in layers(smaller).items()
+    }
+    np.testing.assert_allclose(run(dropped), run(masked), rtol=1e-4, atol=1e-5)
+
+
+def test_half_of_all_channels():
+    graph = graph_until(coupled(), "legalise")
+    smaller, lost = remove_channels(graph, dict.fromkeys(layers(graph), 0.5))
+    assert {name: op.weight.shape[:2] for name, op in layers(smaller).items()} == {
+        "n_conv0": (12, 3), "n_conv2": (20, 12), "n_conv4": (20, 1), "n_conv6": (12, 20),
+        "n_conv9": (8, 12), "n_conv12": (16, 12), "n_conv16": (12, 24), "n_head": (10, 12 * 16),
+    }  # fmt: skip
+    assert all(0 < share < 0.5 for share in lost.values())  # the weaker half carries less than half
+    energy = (graph.op("n_conv2").weight ** 2).sum(axis=(1, 2, 3))
+    kept = np.sort(np.argsort(energy)[20:])
+    np.testing.assert_array_equal(smaller.op("n_conv2").bias, graph.op("n_conv2").bias[kept])
+    check_structure(lower(run_passes_from(smaller)))
+
+
+def run_passes_from(graph):
+    return quantise(fuse(graph), [FEED])
+
+
+def test_channels_that_are_always_zero_are_dropped():
+    graph = graph_until(coupled(), "legalise")
+    op = graph.op("n_conv12")
+    weight, bias = op.weight.copy(), op.bias.copy()
+    weight[[3, 30]], bias[3] = 0, 0  # 30 still gives its bias
+    graph.replace("n_conv12", replace(op, weight=weight, bias=bias))
+    dropped = drop_dead_channels(graph)
+    assert dropped.op("n_conv12").weight.shape[0] == 31
+    assert dropped.op("n_conv16").weight.shape[1] == 47
+    np.testing.assert_allclose(run(dropped), run(graph), rtol=1e-4, atol=1e-5)
+
+
+def test_a_zero_that_does_not_stay_zero_is_kept():
+    b = Builder(("x", (1, 3, 6, 6)))
+    y = b.conv("x", 3, 8)
+    y = b.conv(b.op("Sigmoid", y), 8, 8)
+    graph = graph_until(b.model(b.op("Relu", y)), "legalise")
+    op = graph.op("n_conv0")
+    keep = (np.arange(8) != 5).astype(np.float32)
+    graph.replace("n_conv0", replace(op, weight=op.weight * keep[:, None, None, None], bias=op.bias * keep))
+    assert drop_dead_channels(graph).op("n_conv0").weight.shape[0] == 8
+
+
+def test_removal_by_the_pass_with_a_pattern_on_what_is_left():
+    graph = graph_until(coupled(), "legalise")
+    pruned, report = prune(graph, {"n_conv2": "channels 40% + 2:8", "n_head": "channels 10%"})
+    op = layers(pruned)["n_conv2"]
+    assert op.weight.shape == (24, 24, 1, 1)
+    assert op.pattern == "2:8"
+    assert [(r.layer, r.pattern) for r in report] == [("n_conv2", "channels 40% + 2:8")]
+    assert report[0].zeros == pytest.approx(1 - 0.6 / 4)
+    assert pruned.notes == ["n_head: left as it is instead of channels 10%: 'head' is an output of the model"]
+
+
+# --- products of smaller matrices -------------------------------------------------------------------------------------
+
+
+def test_a_monarch_matrix_is_found_exactly():
+    """The projection of Dao et al. gives back what was a product of the two factors."""
+    rng = np.random.default_rng(0)
+    blocks, p, s = 4, 4, 4  # n = 16 = blocks²: every part has rank 1
+    left, right = rng.standard_normal((blocks, s, blocks)), rng.standard_normal((blocks, blocks, p))
+    whole = np.einsum("jsk,kji->jski", left, right).reshape(16, 16)
+    first, second = monarch(whole, blocks)
+    np.testing.assert_allclose(second @ first, whole, atol=1e-12)
+    assert np.count_nonzero(first) == np.count_nonzero(second) == 16 * 4
+    assert np.linalg.norm(rng.standard_normal((16, 16)) - whole) > 1
+
+
+def test_monarch_is_the_best_of_its_rank_in_every_part():
+    rng = np.random.default_rng(1)
+    whole = rng.standard_normal((48, 96))
+    first, second = monarch(whole, 4)
+    parts = whole.reshape(4, 12, 4, 24).transpose(0, 2, 1, 3)
+    lost = np.linalg.svd(parts, compute_uv=False)[..., 3:]  # rank 48 / 16
+    assert ((whole - second @ first) ** 2).sum() == pytest.approx((lost**2).sum())
+    assert (first != 0).mean() == pytest.approx(1 / 4)
+    np.testing.assert_array_equal(second.reshape(4, 12, 4, 4, 3)[0, :, :, 1:], 0)  # an output run reads its own parts
+
+
+def test_low_rank_is_the_truncated_decomposition():
+    whole = np.random.default_rng(2).standard_normal((20, 30))
+    first, second = low_rank(whole, 7)
+    assert first.shape == (7, 30)
+    lost = np.linalg.svd(whole, compute_uv=False)[7:]
+    assert ((whole - second @ first) ** 2).sum() == pytest.approx((lost**2).sum())
+
+
+@pytest.mark.parametrize("text", ["monarch 4", "lowrank 6"])
+def test_factored_layers_compute_the_product(text):
+    graph = graph_until(coupled(), "legalise")
+    pruned, report = prune(graph, {"n_conv2": text})
+    a, b = (layers(pruned)[n].weight[:, :, 0, 0] for n in ("n_conv2/first", "n_conv2"))
+    plain = graph.copy()
+    plain.replace("n_conv2", replace(plain.op("n_conv2"), weight=(b @ a)[:, :, None, None]))
+    np.testing.assert_allclose(run(pruned), run(plain), rtol=1e-4, atol=1e-5)
+    assert report[0].zeros == pytest.approx(1 - ((a != 0).sum() + (b != 0).sum()) / (40 * 24))
+    check_structure(lower(run_passes_from(pruned)))
+
+
+def test_a_kernel_is_no_matrix():
+    graph, report = prune(graph_until(coupled(), "legalise"), {"n_conv0": "lowrank 2"})
+    assert report == ()
+    assert graph.notes == [
+        "n_conv0: left as it is instead of lowrank 2: only a linear layer or a 1x1 convolution is a matrix"
+    ]
+
+
+# --- orders that cost less --------------------------------------------------------------------------------------------
+
+
+def plain_steps(used, group, macs, columns):
+    """Steps of aligned windows, spelt out."""
+    total = 0
+    out, taps, inputs = used.shape
+    for tile in range(0, out, columns):
+        for tap in range(taps):
+            for window in range(0, inputs, group):
+                part = used[tile : tile + columns, tap, window : window + group]
+                total += -(-int(part.sum(axis=1).max()) // macs)
+    return total
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 3), st.integers(1, 40))
+@settings(max_examples=25)
+def test_steps_are_those_of_the_packer(seed, out, taps, inputs):
+    rng = np.random.default_rng(seed)
+    used = rng.random((out, taps, inputs)) < rng.random()
+    spec = ArchSpec.load("tiny")
+    grid = Grid(group=spec.group, macs=spec.macs, columns=spec.columns)
+    assert steps_of(used, grid) == plain_steps(used, spec.group, spec.macs, spec.columns)
+    if spec.hop == spec.group:
+        wide = np.pad(used, ((0, 0), (0, 0), (0, -inputs % spec.block)))
+        rows = wide.transpose(1, 2, 0).reshape(-1, out).astype(np.int8)
+        tiles = [rows[:, i : i + spec.columns] for i in range(0, out, spec.columns)]
+        assert layer_steps(used, spec) == sum(pack(np.arange(len(rows)), tile, spec).steps for tile in tiles)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 60), st.booleans(), st.booleans())
+@settings(max_examples=20)
+def test_a_new_order_is_counted_right_and_never_worse(seed, size, read, made):
+    rng = np.random.default_rng(seed)
+    grid = Grid(group=4, macs=2, columns=8)
+    readers = [rng.random((20, 2, size)) < 0.3] if read else []
+    writers = [rng.random((size, 1, 20)) < 0.3] if made else []
+    order, before, after = step_order(size, readers, writers, grid, rounds=8)
+    assert sorted(order.tolist()) == list(range(size))
+    assert before == sum(plain_steps(u, 4, 2, 8) for u in (*readers, *writers))
+    moved = [u[:, :, order] for u in readers] + [u[order] for u in writers]
+    assert after == sum(plain_steps(u, 4, 2, 8) for u in moved) <= before
+
+
+def test_a_shuffled_block_pattern_is_put_in_order_again():
+    """Input channels of one block in every group at first: sorting them back saves every step that can be saved."""
+    rng = np.random.default_rng(0)
+    blocks = np.kron(rng.random((4, 16)) < 0.3, np.ones((8, 4), bool))[:, None, :]
+    grid = Grid(group=4, macs=2, columns=8)
+    best = plain_steps(blocks, 4, 2, 8)
+    shuffled = blocks[:, :, rng.permutation(64)]
+    _, before, after = step_order(64, [shuffled], [], grid)
+    assert before > 1.3 * best
+    assert after <= 1.1 * best
+
+
+def test_nm_keeps_everything_when_an_order_allows_it():
+    """Two large channels in some groups and none in others: N:M in the old order loses some, in the new one nothing."""
+    rng = np.random.default_rng(0)
+    large = rng.uniform(1, 2, (16, 32)).astype(np.float32)
+    scores = np.concatenate([large, np.full((16, 32), 1e-3, np.float32)])  # all large ones come first
+    order, before, after = keep_order([(scores, 2)], 4)
+    assert before < 0.6 * large.sum()
+    assert after == pytest.approx(large.sum(), rel=0.02)
+    assert sorted(order.tolist()) == list(range(32))
+
+
+def test_permuted_for_nm_the_network_is_the_same_and_keeps_more():
+    graph = graph_until(coupled(), "legalise")
+    patterns = dict.fromkeys(("n_conv2", "n_conv6", "n_conv9", "n_conv12"), NM(2, 8))
+    moved, gains = permute_for_nm(graph, patterns)
+    np.testing.assert_allclose(run(moved), run(graph), rtol=1e-4, atol=1e-5)
+    assert set(gains) == set(patterns)
+    assert all(gain > 1.0 for gain in gains.values())
+    plain, permuted = (prune(graph, dict.fromkeys(patterns, "2:8"), permute=p)[1] for p in (False, True))
+    assert sum(r.error for r in permuted) < sum(r.error for r in plain)
+
+
+def test_steps_are_saved_and_every_code_of_the_output_stays():
+    spec = ArchSpec.load("tiny")
+    graph = run_passes(import_model(coupled()), options=Options(sparsity="unstructured 80%", calibration=[FEED]))
+    moved, report = reorder_steps(graph, spec)
+    assert report
+    names = [n for n, op in layers(graph).items() if not is_depthwise(op)]
+    steps = [sum(layer_steps(codes_used(g, n), spec) for n in names) for g in (graph, moved)]
+    assert steps[1] < steps[0]
+    assert steps[1] >= sum(useful_steps(codes_used(graph, n), spec) for n in names)
+    before, _ = run_network(lower(graph), FEED)
+    after, _ = run_network(lower(moved), FEED)
+    np.testing.assert_array_equal(after[0], before[0])
+
+
+def codes_used(graph, name):
+    op = graph.op(name)
+    codes = np.rint(op.weight / op.weight_scale.reshape(-1, *[1] * (op.weight.ndim - 1)))
+    return channel_rows(array_weight(graph, op, codes)) != 0
