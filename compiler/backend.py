@@ -11,7 +11,6 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from gossamer.arch.errors import CapacityError
 from gossamer.arch.isa import MATRIX_COLUMNS
 from gossamer.arch.layout import Placement
 from gossamer.arch.program import AcceleratorStage, Fill, HostStage, LayerNote, Program
@@ -20,8 +19,19 @@ from gossamer.arch.sync import synchronise
 from gossamer.compiler.cache import Cache, problem_key
 from gossamer.compiler.constants import ConstantPool
 from gossamer.compiler.emit import Emitter
-from gossamer.compiler.layers import Conv, HostSegment, Layer, MatMul, Network
+from gossamer.compiler.heads import check_padding, place_heads, spread
+from gossamer.compiler.layers import Conv, HostSegment, Layer, MatMul, MaxPool, Network
 from gossamer.compiler.mapping import bound, search
+from gossamer.compiler.matmul import (
+    MatMulMapping,
+    MatMulProblem,
+    kept_share,
+    make_matmul,
+    matmul_bound,
+    matmul_mapping,
+    padded_tokens,
+)
+from gossamer.compiler.matmul_items import matmul_items
 from gossamer.compiler.narrow import narrow_blocks
 from gossamer.compiler.problem import Problem, make_problem
 from gossamer.compiler.schedule import Item, layer_items
@@ -43,9 +53,70 @@ Progress = Callable[[str, int, int], object]
 class MappedLayer:
     """A layer with its packed weights and the mapping that was found."""
 
+    layer: Conv | MaxPool
     problem: Problem
     streams: tuple[UnitStreams, ...]
     mapping: Mapping
+
+    def items(self, index: int, pool: ConstantPool) -> list[Item]:
+        """Its items; `index` marks them."""
+        return layer_items(index, self.problem, self.streams, self.mapping, pool)
+
+    def note(self, first: int, count: int) -> LayerNote:
+        """What it is; first, count : its instructions."""
+        layer, positions = self.layer, self.problem.images * self.problem.out[0] * self.problem.out[1]
+        array, read, write = bound(self.problem, self.streams)
+        macs = useful = 0
+        if isinstance(layer, Conv):
+            macs, useful = layer.weight.size * positions, int(np.count_nonzero(layer.weight)) * positions
+        return LayerNote(
+            name=layer.name,
+            kind="conv" if isinstance(layer, Conv) else "maxpool",
+            pattern=layer.pattern if isinstance(layer, Conv) else "",
+            first=first,
+            count=count,
+            macs=macs,
+            useful_macs=useful,
+            mac_cycles=float(array),
+            read_beats=read,
+            write_beats=write,
+            mapping=self.mapping.describe(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MappedMatMul:
+    """A product of two activations and the mapping that was found."""
+
+    problem: MatMulProblem
+    mapping: MatMulMapping
+
+    @property
+    def layer(self) -> MatMul:
+        """The layer itself."""
+        return self.problem.layer
+
+    def items(self, index: int, pool: ConstantPool) -> list[Item]:
+        """Its items; `index` marks them."""
+        return matmul_items(index, self.problem, self.mapping, pool)
+
+    def note(self, first: int, count: int) -> LayerNote:
+        """What it is; first, count : its instructions."""
+        array, read, write = matmul_bound(self.problem)
+        macs = self.layer.products * self.problem.tokens * self.problem.reduction * self.problem.columns
+        return LayerNote(
+            name=self.layer.name,
+            kind="matmul",
+            pattern="dense" if self.layer.mask is None else "masked",
+            first=first,
+            count=count,
+            macs=macs,
+            useful_macs=round(macs * kept_share(self.problem)),
+            mac_cycles=array,
+            read_beats=read,
+            write_beats=write,
+            mapping=self.mapping.describe(),
+        )
 
 
 def place_tensors(network: Network, spec: ArchSpec) -> dict[str, Placement]:
@@ -55,11 +126,15 @@ def place_tensors(network: Network, spec: ArchSpec) -> dict[str, Placement]:
     for layer in windows:
         for name in layer.inputs:
             border[name] = np.maximum(border[name], layer.pads)
+    for product in (layer for layer in network.layers if isinstance(layer, MatMul)):
+        tokens = network.tensors[product.b].shape[3]  # loads of an operand take more, to fill columns or steps
+        border[product.b][3] = max(border[product.b][3], padded_tokens(product, tokens, spec) - tokens)
     for layer in windows:  # concatenated inputs are read with one set of strides
         shared = np.max([border[name] for name in layer.inputs], axis=0)
         for name in layer.inputs:
             border[name] = np.maximum(border[name], shared)
-    narrow = narrow_blocks(network, spec)
+    narrow, heads = narrow_blocks(network, spec), place_heads(network, spec)
+    check_padding(network, spec)
     placements, address = {}, 0
     for name, tensor in network.tensors.items():
         top, left, bottom, right = (int(b) for b in border[name])
@@ -77,25 +152,25 @@ def place_tensors(network: Network, spec: ArchSpec) -> dict[str, Placement]:
             signed=tensor.signed,
             model_shape=tensor.model_shape or tensor.shape,
             channels_last=tensor.channels_last,
+            heads=heads.get(name, 1),
         )
         address = _up(address + placements[name].size)
     return placements
 
 
-def map_layer(layer: Layer, placements: dict[str, Placement], spec: ArchSpec) -> MappedLayer:
+def map_layer(layer: Layer, placements: dict[str, Placement], spec: ArchSpec) -> MappedLayer | MappedMatMul:
     """Pack a layer's weights and search its mapping. Raises CapacityError when nothing fits."""
     if isinstance(layer, MatMul):
-        raise CapacityError(
-            f"layer {layer.name!r} is a product of two activations, which spec {spec.name!r} cannot run"
-        )
-    problem = make_problem(layer, placements, spec)
+        product = make_matmul(layer, placements, spec)
+        return MappedMatMul(problem=product, mapping=matmul_mapping(product))
+    problem = make_problem(*spread(layer, placements), spec)
 
     def find() -> tuple[tuple[UnitStreams, ...], Mapping]:
         packed = tuple(pack_unit(problem, unit) for unit in problem.units)
         return packed, search(problem, packed)
 
     streams, mapping = _KNOWN.get(problem_key(problem), find, lambda found: _held_bytes(found[0]))
-    return MappedLayer(problem=problem, streams=streams, mapping=mapping)
+    return MappedLayer(layer=layer, problem=problem, streams=streams, mapping=mapping)
 
 
 def _held_bytes(streams: tuple[UnitStreams, ...]) -> int:
@@ -122,11 +197,11 @@ def build_program(network: Network, spec: ArchSpec, progress: Progress | None = 
             continue
         emitter = Emitter(spec)
         items: list[Item] = []
-        mapped: list[MappedLayer] = []
+        mapped: list[MappedLayer | MappedMatMul] = []
         for layer in group:
             assert not isinstance(layer, HostSegment)
             found = map_layer(layer, placements, spec)
-            items += layer_items(len(mapped), found.problem, found.streams, found.mapping, pool)
+            items += found.items(len(mapped), pool)
             mapped.append(found)
             done += 1
             if progress:
@@ -134,7 +209,7 @@ def build_program(network: Network, spec: ArchSpec, progress: Progress | None = 
         emitter.run(items)
         matrix = np.array(emitter.rows, dtype=np.int64)
         notes += _notes(mapped, emitter.first_row, first, len(matrix))
-        stages.append(AcceleratorStage(name=mapped[0].problem.layer.name, first=first, count=len(matrix)))
+        stages.append(AcceleratorStage(name=mapped[0].layer.name, first=first, count=len(matrix)))
         matrices.append(matrix)
         first += len(matrix)
     dram_bytes = _up(pool.end)
@@ -175,32 +250,12 @@ def _host_stage(segment: HostSegment) -> HostStage:
     )
 
 
-def _notes(mapped: list[MappedLayer], first_row: dict[int, int], offset: int, count: int) -> list[LayerNote]:
+def _notes(
+    mapped: list[MappedLayer | MappedMatMul], first_row: dict[int, int], offset: int, count: int
+) -> list[LayerNote]:
     """What each layer of a stage is; its instructions run from its first MATMUL to the next layer's.
 
     LOADs that were moved ahead count with the layer behind which they hide.
     """
     starts = [0, *(first_row[i] for i in range(1, len(mapped))), count]
-    out = []
-    for i, m in enumerate(mapped):
-        layer, positions = m.problem.layer, m.problem.images * m.problem.out[0] * m.problem.out[1]
-        array, read, write = bound(m.problem, m.streams)
-        macs = useful = 0
-        if isinstance(layer, Conv):
-            macs, useful = layer.weight.size * positions, int(np.count_nonzero(layer.weight)) * positions
-        out.append(
-            LayerNote(
-                name=layer.name,
-                kind="conv" if isinstance(layer, Conv) else "maxpool",
-                pattern=layer.pattern if isinstance(layer, Conv) else "",
-                first=offset + starts[i],
-                count=starts[i + 1] - starts[i],
-                macs=macs,
-                useful_macs=useful,
-                mac_cycles=float(array),
-                read_beats=read,
-                write_beats=write,
-                mapping=m.mapping.describe(),
-            )
-        )
-    return out
+    return [m.note(offset + starts[i], starts[i + 1] - starts[i]) for i, m in enumerate(mapped)]

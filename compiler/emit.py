@@ -180,8 +180,8 @@ class Emitter:
             {
                 **item.matmul,
                 "act_base": item.matmul["act_base"] + item.act.base // spec.group,
-                "weight_base": item.weight.base,
-                "offset_base": item.offset.base,
+                "weight_base": item.matmul.get("weight_base", 0) + item.weight.base,
+                "offset_base": item.matmul.get("offset_base", 0) + item.offset.base,
                 "bank": self._bank,
             },
         )

@@ -102,8 +102,8 @@ class MatMul:
     scale : a's scale * b's scale / output's scale, and any constant factor (1 / sqrt(d)).
     zero_point, lo, hi, signed, table : as in Conv.
     mask : bool [row tiles, key tiles] or None, where keys are Y's columns if transposed, else the reduction;
-        mask_tile : (rows, keys) of a tile, the last ones may be smaller. What is False is not computed: transposed, Y
-        holds zero_point there (before the table: a mask and a table exclude each other); natural, A counts as zero.
+        mask_tile : (rows, keys) of a tile, the last ones may be smaller. What is False need not be computed.
+        transposed: nobody may depend on Y there; what is left out holds its zero point. natural: A is zero there.
     """
 
     name: str

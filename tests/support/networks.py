@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.arch.numerics import make_requant
-from gossamer.compiler.layers import Conv, MaxPool, Network, Tensor
+from gossamer.compiler.layers import Conv, MatMul, MaxPool, Network, Tensor
 from gossamer.kernels import conv2d, max_pool2d, requantise
 
 
@@ -15,6 +15,9 @@ def reference(network: Network, inputs: Mapping[str, NDArray[np.integer]]) -> di
     codes: dict[str, NDArray[np.int64]] = {n: np.asarray(v, np.int64) for n, v in inputs.items()}
     for layer in network.layers:
         first = network.tensors[layer.inputs[0]]
+        if isinstance(layer, MatMul):
+            codes[layer.output] = product(layer, network, codes)
+            continue
         dtype = np.int8 if first.signed else np.uint8
         x = np.concatenate([codes[n] for n in layer.inputs], axis=1).astype(dtype)
         if isinstance(layer, MaxPool):
@@ -47,6 +50,25 @@ def reference(network: Network, inputs: Mapping[str, NDArray[np.integer]]) -> di
             table = table.view(np.int8)
         codes[layer.output] = requantise(acc, layer.bias, q, residual, table, axis=1).astype(np.int64)
     return codes
+
+
+def product(layer: MatMul, network: Network, codes: dict[str, NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Codes of a product of two activations."""
+    a, b = (matrices(codes[name], layer.products) for name in layer.inputs)
+    left = a - network.tensors[layer.a].zero_point
+    acc = np.einsum("prk,pck->prc" if layer.transposed else "prk,pkc->prc", left, b)
+    q = make_requant(np.array([layer.scale]), zero_point=layer.zero_point, lo=layer.lo, hi=layer.hi)
+    shape = network.tensors[layer.output].shape
+    table = layer.table
+    if table is not None and network.tensors[layer.output].signed:
+        table = table.view(np.int8)
+    flat = acc.transpose(0, 2, 1).reshape(1, 1, -1).astype(np.int32)
+    return requantise(flat, np.zeros(1, np.int32), q, None, table, axis=1).astype(np.int64).reshape(shape)
+
+
+def matrices(codes: NDArray[np.int64], products: int) -> NDArray[np.int64]:
+    """A tensor's codes [N, C, 1, tokens] as matrices [products, tokens, channels of a run]."""
+    return codes.reshape(products, -1, codes.shape[3]).transpose(0, 2, 1)
 
 
 def layer_output_signed(network: Network, layer: Conv | MaxPool) -> bool:
