@@ -19,6 +19,7 @@ from gossamer.verification import Verification, example_program, random_inputs, 
 
 if TYPE_CHECKING:
     from gossamer.compiler.layers import Network
+    from gossamer.rtl.model import Memory
 
 __all__ = [
     "STALLS",
@@ -186,7 +187,7 @@ def tally(
     wave: Path | None = None,
     coverage: Path | None = None,
     progress: Callable[[str, int, int], object] | None = None,
-    seen: Callable[[Case, Verification], object] | None = None,
+    seen: Callable[[Case, Verification, Memory | None], object] | None = None,
 ) -> Tally:
     """Run all cases in one hardware model of the spec, one after the other without a reset.
 
@@ -224,7 +225,7 @@ def tally(
                     mismatches += 1
                     first = first or f"{name}: {found.difference}"
                 if seen:
-                    seen(case, found)
+                    seen(case, found, memory)
     return Tally(
         spec=spec.name,
         what=what,
@@ -312,7 +313,7 @@ class _Answers:
         self.found: dict[str, list[int]] = {}
         self._session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 
-    def __call__(self, case: Case, found: Verification) -> None:
+    def __call__(self, case: Case, found: Verification, _: Memory | None) -> None:
         feeds = {i.name: np.asarray(case.inputs[i.name]) for i in self._session.get_inputs()}
         shapes = {output.shape for output in found.simulated.outputs.values()}
         if len(shapes) != 1 or any(a.dtype.kind != "f" for a in feeds.values()):

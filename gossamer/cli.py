@@ -1,4 +1,4 @@
-"""The command line: `gossamer compile`, `run`, `inspect`, `explain`, `rtl`, `synth`, `verify`, `presets`, `schema`.
+"""The command line: `gossamer compile`, `run`, `inspect`, `explain`, `rtl`, `synth`, `verify`, `coverage`, `presets`, `schema`.
 
 What a command finds goes to stdout, as text or with --json as one JSON document; everything else goes to stderr.
 Exit codes: 0 done; 1 Gossamer refused, the reason is the line on stderr; 2 the command line is wrong; 3 a bug.
@@ -447,6 +447,39 @@ def verify(
     else:
         report.show_verification([row.facts() for row in found])
     if any(row.mismatches for row in found):
+        raise typer.Exit(1)
+
+
+@_command
+def coverage(
+    spec: Annotated[
+        str, typer.Argument(metavar="[SPEC]", help="TOML file or preset name.", autocompletion=_complete_spec)
+    ] = "tiny",
+    random: Annotated[int, typer.Option(metavar="N", help="Random legal programs.", min=0)] = 200,
+    seed: Annotated[int, typer.Option(help="Of programs, power-on and stalls.", min=0)] = 1,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="JSON", help="Write all counts and all holes.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what random programs reach of the generated hardware, and which kinds of work they never ask for.
+
+    Lines and toggles of every module, as Verilator counts them, and the cross of operation, encoding, edge,
+    back-pressure and bank. Exit code 1 when simulator and hardware differ.
+    """
+    from gossamer.coverage import measure
+
+    with report.Progress() as progress:
+        found = measure(ArchSpec.load(spec), random, seed, progress)
+    facts = found.facts()
+    if output is not None:
+        output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        _print_json(facts)
+    else:
+        report.show_coverage(facts)
+    if found.tally.mismatches:
         raise typer.Exit(1)
 
 

@@ -13,7 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Progress", "show", "show_presets", "show_verification"]
+__all__ = ["Progress", "show", "show_coverage", "show_presets", "show_verification"]
+
+HOLES = 20
+"""Bins without a count that are printed."""
 
 PATIENCE_SECONDS = 1.0
 """Work that takes longer than this shows its progress."""
@@ -134,6 +137,32 @@ def show_verification(rows: list[dict[str, Any]]) -> None:
             _line(f"{r['spec']} differs: {r['difference']}")
     if not any(r["difference"] for r in rows):
         _line("simulator and hardware agree on every event, every counter and every byte")
+
+
+def show_coverage(facts: dict[str, Any]) -> None:
+    """Print what gossamer.coverage measured: modules, the cross by operation, and the first holes."""
+    show_verification([facts["run"]])
+
+    def share(counts: tuple[int, int]) -> str:
+        return f"{counts[0]:,} of {counts[1]:,} ({counts[0] / counts[1]:.1%})" if counts[1] else ""
+
+    modules = facts["modules"]
+    total = {kind: tuple(sum(m[kind][k] for m in modules) for k in (0, 1)) for kind in ("lines", "toggles")}
+    rows = [(m["module"], share(m["lines"]), share(m["toggles"])) for m in modules]
+    _table(("module", "lines", "toggles"), [*rows, ("all", share(total["lines"]), share(total["toggles"]))])
+    cross = facts["cross"]
+    operations: dict[str, list[int]] = {}
+    for entry in cross["bins"]:
+        operations.setdefault(entry["operation"], []).append(entry["count"])
+    _table(
+        ("operation", "instructions", "bins reached", "of"),
+        ((name, sum(counts), sum(c > 0 for c in counts), len(counts)) for name, counts in operations.items()),
+    )
+    _line(f"{cross['reached']} of {cross['of']} bins of operation x encoding x edge x back-pressure x bank reached")
+    for hole in cross["holes"][:HOLES]:
+        _line(f"never: {hole}")
+    if len(cross["holes"]) > HOLES:
+        _line(f"and {len(cross['holes']) - HOLES} more (--output writes all)")
 
 
 def _show_spec(facts: dict[str, Any]) -> None:

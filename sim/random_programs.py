@@ -342,8 +342,13 @@ class _Writer:
         last = (int(self.offsets[offset_base : offset_base + steps].max()) * spec.hop + spec.group - 1) // spec.group
         room = spec.activation_bytes // spec.group - 1 - last  # windows left for base and positions
         accumulate = self.sums[bank] > 0 and self.chance(0.5)
-        acc_base = self.number(0, max(0, min(self.sums[bank], spec.depth - 1) - int(accumulate)))
-        nx, ny = self.positions((self.sums[bank] if accumulate else spec.depth) - acc_base)
+        most = self.sums[bank] if accumulate else spec.depth
+        if self.chance(0.3):  # all accumulators there are
+            acc_base, ny = 0, self.divisor(most)
+            nx = most // ny
+        else:
+            acc_base = self.number(0, max(0, min(self.sums[bank], spec.depth - 1) - int(accumulate)))
+            nx, ny = self.positions(most - acc_base)
         sx, sy = self.number(0, 2), self.number(0, 3)
         if (nx - 1) * sx + (ny - 1) * sy > room:
             sx = sy = 0
