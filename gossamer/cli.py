@@ -1,4 +1,4 @@
-"""The command line: `gossamer compile`, `run`, `inspect`, `explain`, `rtl`, `synth`, `verify`, `coverage`, `presets`, `schema`.
+"""The command line: `gossamer compile`, `run`, `inspect`, `explain`, `rtl`, `synth`, `verify`, `coverage` and others.
 
 What a command finds goes to stdout, as text or with --json as one JSON document; everything else goes to stderr.
 Exit codes: 0 done; 1 Gossamer refused, the reason is the line on stderr; 2 the command line is wrong; 3 a bug.
