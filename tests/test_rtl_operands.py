@@ -1,13 +1,20 @@
 """Dynamic operands in hardware: what is built for them, and which loads are refused. Values: test_rtl_cosim.py."""
 
+import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
 from gossamer.arch import isa
 from gossamer.arch.isa import Encoding, ErrorCode, Instruction, LoadKind, Op
 from gossamer.arch.spec import ArchSpec
+from gossamer.compiler.backend import build_program
 from gossamer.rtl.decode import Decoder
+from gossamer.rtl.model import Model
 from gossamer.rtl.verilog import rtlil
+from gossamer.verification import verify
+from tests.support.networks import random_codes, reference
+from tests.support.products import attention
+from tests.support.rtl_specs import needs_hardware_tools
 
 TINY = ArchSpec.load("tiny")
 """A beat of TRANSPOSED fills four steps."""
@@ -62,3 +69,20 @@ def test_nothing_is_built_for_what_a_spec_does_not_have() -> None:
         assert f"{part}\n" not in plain
         assert f"{part}\n" in whole
     assert "weights_0.bank_4\n" not in whole
+
+
+@needs_hardware_tools
+def test_attention_in_hardware() -> None:
+    """Q K^T and P V of two heads, compiled: the same events and bytes, and what NumPy computes."""
+    rng = np.random.default_rng(0)
+    network = attention(rng, 1, 2, 10, 13, 12, merged=True)
+    program = build_program(network, TINY)
+    codes = {name: random_codes(rng, network.tensors[name]) for name in network.inputs}
+    with Model(TINY) as model:
+        found = verify(program, codes, model=model)
+    assert found.difference is None
+    place = program.tensors["context"]
+    memory = found.hardware.memory
+    assert memory is not None
+    got = place.from_memory(memory[place.address : place.address + place.size])
+    assert np.array_equal(got, reference(network, codes)["context"])
