@@ -23,6 +23,9 @@ WIDE = 3.0
 """A channel is given a range of its own when it is this much wider than the median. The others share one: a range of
 its own, seen on a few samples, is soon exceeded."""
 
+MANY = 32
+"""Fewer channels are left alone."""
+
 
 def equalise(graph: Graph, calibration: Calibration | None = None) -> Graph:
     """Rewrite what the host makes for linear layers, and what layers make for the host.
@@ -50,8 +53,8 @@ def equalise(graph: Graph, calibration: Calibration | None = None) -> Graph:
 
 
 def _has_wide(lo: Array, hi: Array) -> bool:
-    """Whether one range for all channels would be ruled by a few."""
-    return bool((hi - lo).max() > WIDE * np.median(hi - lo) or np.ptp(lo + hi) > np.median(hi - lo))
+    """Whether one range for all channels would be ruled by a few of many."""
+    return len(lo) >= MANY and bool((hi - lo).max() > WIDE * np.median(hi - lo) or np.ptp(lo + hi) > np.median(hi - lo))
 
 
 def _feeds_linear(graph: Graph, tensor: str) -> bool:
@@ -74,8 +77,9 @@ def _feeds_host(graph: Graph, op: Products) -> bool:
     users = graph.consumers(op.output)
     plain = not op.residual and op.activation is None and op.weight_scale is None
     known = graph.info(op.output).quant is None and op.output not in graph.outputs
-    captured = any(isinstance(user, Host) and op.output in user.captured for user in users)
-    return plain and known and bool(users) and not captured and all(isinstance(user, Host) for user in users)
+    hosts = [user for user in users if isinstance(user, Host) and op.output not in user.captured]
+    scores = all(user.node.op_type == "Softmax" for user in hosts)  # all channels of scores are compared
+    return plain and known and len(hosts) == len(users) and not scores
 
 
 def _smooth(graph: Graph, tensor: str, lo: Array, hi: Array) -> None:

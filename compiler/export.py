@@ -351,9 +351,14 @@ class Writer:
             lo = self.constant(f"{target}/lo", f.lo) if f.lo > -math.inf else ""
             hi = self.constant(f"{target}/hi", f.hi) if f.hi < math.inf else ""
             self.node("Clip", [x, lo, hi], target)
+        elif f.kind == "selu":
+            self.node("Selu", [x], target, alpha=f.alpha, gamma=f.beta)
         elif f.kind in _DIRECT:
             kind, names = _DIRECT[f.kind]
             self.node(kind, [x], target, **{name: getattr(f, name) for name in names})
+        elif f.kind == "quick_gelu":
+            bent = self.node("Mul", [x, self.constant(f"{target}/bend", 1.702)], f"{target}/bent")
+            self.node("Mul", [x, self.node("Sigmoid", [bent], f"{target}/gate")], target)
         elif f.kind in ("silu", "mish"):
             gate = self.node("Sigmoid" if f.kind == "silu" else "Softplus", [x], f"{target}/gate")
             if f.kind == "mish":
@@ -388,5 +393,8 @@ _DIRECT: dict[str, tuple[str, tuple[str, ...]]] = {
     "sigmoid": ("Sigmoid", ()),
     "tanh": ("Tanh", ()),
     "elu": ("Elu", ("alpha",)),
+    "celu": ("Celu", ("alpha",)),
+    "softsign": ("Softsign", ()),
+    "abs": ("Abs", ()),
     "softplus": ("Softplus", ()),
 }

@@ -23,11 +23,16 @@ _TABLES: dict[str, Callable[[Real, float, float], Real]] = {
     "hard_swish": lambda x, _, __: x * np.clip(x / 6.0 + 0.5, 0.0, 1.0),
     "sigmoid": lambda x, _, __: _sigmoid(x),
     "silu": lambda x, _, __: x * _sigmoid(x),
+    "quick_gelu": lambda x, _, __: x * _sigmoid(1.702 * x),
     "tanh": lambda x, _, __: np.tanh(x),
     "gelu": lambda x, _, __: 0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))),
     "gelu_tanh": lambda x, _, __: 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),
     "elu": lambda x, alpha, _: np.where(x < 0, alpha * np.expm1(np.minimum(x, 0.0)), x),
     "softplus": lambda x, _, __: np.logaddexp(0.0, x),
+    "selu": lambda x, alpha, beta: beta * np.where(x < 0, alpha * np.expm1(np.minimum(x, 0.0)), x),
+    "celu": lambda x, alpha, _: np.maximum(x, 0.0) + np.minimum(alpha * np.expm1(np.minimum(x, 0.0) / alpha), 0.0),
+    "softsign": lambda x, _, __: x / (1.0 + np.abs(x)),
+    "abs": lambda x, _, __: np.abs(x),
     "mish": lambda x, _, __: x * np.tanh(np.logaddexp(0.0, x)),
 }
 
@@ -62,5 +67,6 @@ class Function:
     def __str__(self) -> str:
         if self.is_clamp:
             return "relu" if (self.lo, self.hi) == (0.0, math.inf) else f"clip[{self.lo:g}, {self.hi:g}]"
-        used = {"leaky_relu": (self.alpha,), "elu": (self.alpha,), "hard_sigmoid": (self.alpha, self.beta)}
+        one, two = (self.alpha,), (self.alpha, self.beta)
+        used = {"leaky_relu": one, "elu": one, "celu": one, "hard_sigmoid": two, "selu": two}
         return f"{self.kind}({', '.join(f'{v:g}' for v in used[self.kind])})" if self.kind in used else self.kind

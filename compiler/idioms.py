@@ -33,36 +33,45 @@ _KNOWN = tuple(
         ("hard_sigmoid", 0.2, 0.5),
         ("sigmoid", 0, 0),
         ("softplus", 0, 0),
+        ("quick_gelu", 0, 0),
     )
 )
 _KNOWN_VALUES = np.stack([f(_PROBES) for f in _KNOWN])
 
 
+_ROOTS = 6
+"""A tensor is followed back to at most this many others, the nearest ones."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Cone:
-    """A tensor as a function of one other tensor: its values at the probe points."""
+    """A tensor as a function of one other tensor: its values at the probe points, and how many operations it took."""
 
     root: str
     values: Real
     size: int
 
 
+Cones = dict[str, _Cone]
+"""A tensor as a function of each of the tensors before it, by their names, itself included."""
+
+
 def recognise_functions(graph: Graph) -> Graph:
     """Replace the last operation of each recognised cone by one Activation; what it no longer needs is pruned."""
     graph = graph.copy()
-    cones: dict[str, _Cone] = {}
+    known: dict[str, Cones] = {}
     for op in graph.order():
-        cone = _cone(graph, op, cones)
-        if cone is None:
-            continue
-        cones[op.output] = cone
-        function = _match(cone.values) if cone.size > 1 else None
-        if function is not None and graph.info(cone.root).shape == graph.info(op.output).shape:
-            inside = _sources(graph, op, cone.root)
-            new = Activation(
-                name=op.name, inputs=(cone.root,), outputs=op.outputs[:1], source=inside, function=function
-            )
-            graph.replace(op.name, new)
+        cones = _cones(graph, op, known)
+        for root, cone in cones.items():
+            function = _match(cone.values) if cone.size > 1 else None
+            if function is not None and graph.info(root).shape == graph.info(op.output).shape:
+                inside = _sources(graph, op, root)
+                new = Activation(name=op.name, inputs=(root,), outputs=op.outputs[:1], source=inside, function=function)
+                graph.replace(op.name, new)
+                cones = _cones(graph, new, known)
+                break
+        if cones:
+            known[op.output] = cones
     graph.prune()
     return graph
 
@@ -84,47 +93,57 @@ def _sources(graph: Graph, op: Op, root: str) -> tuple[str, ...]:
     return tuple(reversed(found))
 
 
-def _cone(graph: Graph, op: Op, cones: dict[str, _Cone]) -> _Cone | None:
-    """The operation's output as a function of one tensor, or None."""
+def _cones(graph: Graph, op: Op, known: dict[str, Cones]) -> Cones:
+    """The operation's output as a function of the tensors before it."""
 
-    def of(tensor: str) -> _Cone:
-        return cones.get(tensor) or _Cone(root=tensor, values=_PROBES, size=0)
+    def of(tensor: str) -> Cones:
+        near = dict(list(known.get(tensor, {}).items())[-_ROOTS:])
+        return near | {tensor: _Cone(root=tensor, values=_PROBES, size=0)}
 
+    found: Cones = {}
+    if isinstance(op, Add) or (isinstance(op, Host) and op.node.op_type in ("Mul", "Div", "Sub")):
+        a, b = (of(tensor) for tensor in op.inputs[:2])
+        for root in a.keys() & b.keys():
+            kind = "Add" if isinstance(op, Add) else op.node.op_type
+            values = _combined(kind, a[root].values, b[root].values)
+            if values is not None:
+                found[root] = _Cone(root=root, values=values, size=a[root].size + b[root].size + 1)
+        return found
+    if not op.inputs or not op.inputs[0]:
+        return found
+    for root, x in of(op.inputs[0]).items():
+        values = _unary(graph, op, x.values)
+        if values is not None and np.isfinite(values).all():
+            found[root] = _Cone(root=root, values=values, size=x.size + 1)
+    return found
+
+
+def _combined(kind: str, a: Real, b: Real) -> Real | None:
+    with np.errstate(all="ignore"):
+        values = {"Add": a + b, "Sub": a - b, "Mul": a * b, "Div": a / b}[kind]
+    return values if np.isfinite(values).all() else None
+
+
+def _unary(graph: Graph, op: Op, x: Real) -> Real | None:
+    """An operation of one tensor, at the probe points; None when it is no function of one number."""
     if isinstance(op, Activation):
-        x = of(op.inputs[0])
-        return _Cone(root=x.root, values=op.function(x.values), size=x.size + 1)
-    if isinstance(op, Affine) and not op.residual:
-        if np.ptp(op.scale) or np.ptp(op.shift):
+        return op.function(x)
+    if isinstance(op, Affine):
+        if op.residual or np.ptp(op.scale) or np.ptp(op.shift):
             return None
-        x = of(op.inputs[0])
-        return _Cone(root=x.root, values=op.scale[0] * x.values + op.shift[0], size=x.size + 1)
-    if isinstance(op, Add) or (isinstance(op, Host) and op.node.op_type == "Mul"):
-        a, b = (cones.get(t) for t in op.inputs[:2])
-        root = (a or b or of(op.inputs[0])).root
-        x, y = (of(t) if t != root else _Cone(root=root, values=_PROBES, size=0) for t in op.inputs[:2])
-        if x.root != root or y.root != root:
-            return None
-        values = x.values + y.values if isinstance(op, Add) else x.values * y.values
-        return _Cone(root=root, values=values, size=x.size + y.size + 1)
-    return _unary(graph, op, of(op.inputs[0])) if isinstance(op, Host) and op.inputs and op.inputs[0] else None
-
-
-def _unary(graph: Graph, op: Host, x: _Cone) -> _Cone | None:
-    """Operations that only ever appear inside such cones."""
+        return np.asarray(op.scale[0] * x + op.shift[0], dtype=np.float64)
+    if not isinstance(op, Host):
+        return None
     kind = op.node.op_type
     with np.errstate(all="ignore"):
         if kind == "Erf":
-            values = np.array([math.erf(v) for v in x.values])
-        elif kind == "Exp":
-            values = np.exp(x.values)
-        elif kind == "Log":
-            values = np.log(x.values)
-        elif kind == "Neg":
-            values = -x.values
-        elif kind == "Reciprocal":
-            values = 1.0 / x.values
-        elif kind == "Pow" and (power := graph.constants.get(op.inputs[1])) is not None and power.size == 1:
-            values = x.values ** float(power.reshape(-1)[0])
-        else:
-            return None
-    return _Cone(root=x.root, values=values, size=x.size + 1) if np.isfinite(values).all() else None
+            return np.array([math.erf(v) for v in x])
+        if kind in _UNARY:
+            return np.asarray(_UNARY[kind](x), dtype=np.float64)
+        if kind == "Pow" and (power := graph.constants.get(op.inputs[1])) is not None and power.size == 1:
+            return np.asarray(x ** float(power.reshape(-1)[0]), dtype=np.float64)
+    return None
+
+
+_UNARY = {"Exp": np.exp, "Log": np.log, "Neg": np.negative, "Reciprocal": np.reciprocal}
+"""Operations that only ever appear inside such cones."""

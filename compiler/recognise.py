@@ -406,9 +406,10 @@ def _gelu(node: _Node) -> Function:
 
 
 def _swish(node: _Node) -> Function:
-    if node.get("alpha", 1.0) != 1.0:
-        raise _No(f"Swish with alpha {node.get('alpha', 1.0):g}")
-    return Function(kind="silu")
+    alpha = float(np.float32(node.get("alpha", 1.0)))
+    if alpha not in (1.0, float(np.float32(1.702))):
+        raise _No(f"Swish with alpha {alpha:g}")
+    return Function(kind="silu" if alpha == 1.0 else "quick_gelu")
 
 
 # --- movement, quantisation -----------------------------------------------------------------------------------------
@@ -484,6 +485,14 @@ _READERS: dict[str, Callable[[_Node], Op]] = {
     "Sigmoid": _function(lambda _: Function(kind="sigmoid")),
     "Tanh": _function(lambda _: Function(kind="tanh")),
     "Elu": _function(lambda n: Function(kind="elu", alpha=n.get("alpha", 1.0))),
+    "Celu": _function(lambda n: Function(kind="celu", alpha=n.get("alpha", 1.0))),
+    "Selu": _function(
+        lambda n: Function(
+            kind="selu", alpha=n.get("alpha", 1.6732632423543772), beta=n.get("gamma", 1.0507009873554805)
+        )
+    ),
+    "Softsign": _function(lambda _: Function(kind="softsign")),
+    "Abs": _function(lambda _: Function(kind="abs")),
     "Softplus": _function(lambda _: Function(kind="softplus")),
     "Gelu": _function(_gelu),
     "Swish": _function(_swish),
