@@ -12,10 +12,16 @@ from gossamer.compiler.patterns import (
     VNM,
     Array,
     Block,
+    BlockDiagonal,
+    Butterfly,
+    Combined,
     Dense,
     FanIn,
     Grouped,
+    Mask,
     Pattern,
+    Taps,
+    Transposable,
     Unstructured,
     channel_rows,
 )
@@ -44,13 +50,61 @@ def classify(weight: Array, groups: int = 1) -> Pattern:
         return Unstructured(1.0)
     rows = np.ascontiguousarray(channel_rows(used))
     density = 1.0 - share
-    found = _block(rows, share) or _vnm(rows, density) or _nm(rows, density, flat=False)
+    found = _fixed(used, density) or _block(rows, share) or _vnm(rows, density) or _nm_both(rows, density)
     if found is None and rows.shape[1] > 1:
-        found = _nm(used.reshape(len(used), 1, -1), density, flat=True)
+        found = _nm(used.reshape(len(used), 1, -1), density, flat=True) or _taps(used, density)
+    if found is None:
+        found = _blocks_of_nm(rows, density)
     if found is None:
         fan_in = used.reshape(len(used), -1).sum(axis=1)
-        found = FanIn(1.0 - fan_in[0] / rows[0].size) if fan_in[0] and (fan_in == fan_in[0]).all() else None
+        found = FanIn(float(1.0 - fan_in[0] / rows[0].size)) if fan_in[0] and (fan_in == fan_in[0]).all() else None
     return found or Unstructured(share)
+
+
+def _fixed(used: Mask, density: float) -> Pattern | None:
+    """A block-diagonal or butterfly mask that explains the nonzeros."""
+    candidates: list[Pattern] = [BlockDiagonal(max(2, round(1.0 / density)))]
+    for side in _SIDES[2:]:
+        blocks = min(used.shape[:2]) // side
+        for stride in (2, 4, 8, 16, 32, 64):
+            if blocks >= 4 and stride <= blocks and density <= (stride.bit_length() / blocks) <= density / EXPLAINED:
+                candidates.append(Butterfly(side, stride))
+    for pattern in candidates:
+        if pattern.refusal(used.shape):
+            continue
+        keep = pattern.mask(used)
+        if density >= EXPLAINED * keep.mean() and not (used & ~keep).any():
+            return pattern
+    return None
+
+
+def _nm_both(rows: Mask, density: float) -> Pattern | None:
+    """N:M, transposable when it holds along the output channels too."""
+    found = _nm(rows, density, flat=False)
+    if found is None or rows.shape[0] % found.m or rows.shape[2] % found.m:
+        return found
+    across = rows.reshape(-1, found.m, *rows.shape[1:]).sum(axis=1)
+    return Transposable(found.n, found.m) if int(across.max()) <= found.n else found
+
+
+def _taps(used: Mask, density: float) -> Pattern | None:
+    """So many taps of every kernel."""
+    kernels = used.reshape(*used.shape[:2], -1)
+    n = int(kernels.sum(axis=2).max())
+    return Taps(n) if n < kernels.shape[2] and density >= EXPLAINED * n / kernels.shape[2] else None
+
+
+def _blocks_of_nm(rows: Mask, density: float) -> Pattern | None:
+    """Square blocks that are empty or N:M, the largest that explain the nonzeros."""
+    for side in (64, 32, 16, 8):
+        if rows.shape[0] % side or rows.shape[2] % side:
+            continue
+        tiles = rows.reshape(rows.shape[0] // side, side, rows.shape[1], rows.shape[2] // side, side)
+        busy = float(tiles.any(axis=(1, 4)).mean())
+        inner = _nm(rows, density / busy, flat=False) if busy <= 0.95 else None
+        if inner is not None:
+            return Combined((Block(side, side, 1.0 - busy), inner))
+    return None
 
 
 def _counts(values: NDArray[np.uint16], axis: int) -> NDArray[np.uint16]:
@@ -65,7 +119,7 @@ def _counts(values: NDArray[np.uint16], axis: int) -> NDArray[np.uint16]:
     return values[tuple(even)] + values[tuple(odd)]
 
 
-def _nm(rows: NDArray[np.bool_], density: float, *, flat: bool) -> Pattern | None:
+def _nm(rows: Mask, density: float, *, flat: bool) -> NM | None:
     """The N:M of smallest N/M that explains the nonzeros; of equals the one of smallest M."""
     best: NM | None = None
     counts = rows.astype(np.uint16)
@@ -80,7 +134,7 @@ def _nm(rows: NDArray[np.bool_], density: float, *, flat: bool) -> Pattern | Non
     return best
 
 
-def _block(rows: NDArray[np.bool_], share: float) -> Pattern | None:
+def _block(rows: Mask, share: float) -> Pattern | None:
     """The largest block (of at least four elements) such that every block is empty or full."""
     best: tuple[int, int] | None = None
     tall = rows.astype(np.uint16)
@@ -103,7 +157,7 @@ def _block(rows: NDArray[np.bool_], share: float) -> Pattern | None:
     return None if best is None else Block(*best, share)
 
 
-def _vnm(rows: NDArray[np.bool_], density: float) -> Pattern | None:
+def _vnm(rows: Mask, density: float) -> Pattern | None:
     """The V:N:M of largest V that explains the nonzeros."""
     for v in (128, 64, 32, 16, 8):
         if rows.shape[0] % v:

@@ -1,6 +1,7 @@
 """Patterns: text round trip, imposing by magnitude, and finding what was imposed."""
 
 import time
+from itertools import product
 
 import numpy as np
 import pytest
@@ -9,7 +10,24 @@ from hypothesis import strategies as st
 
 from gossamer.arch.errors import ModelError
 from gossamer.compiler.classify import classify
-from gossamer.compiler.patterns import NM, VNM, Block, Dense, FanIn, Grouped, Pattern, Unstructured
+from gossamer.compiler.patterns import (
+    NM,
+    VNM,
+    Block,
+    BlockDiagonal,
+    Butterfly,
+    Channels,
+    Combined,
+    Dense,
+    FanIn,
+    Grouped,
+    LowRank,
+    Monarch,
+    Pattern,
+    Taps,
+    Transposable,
+    Unstructured,
+)
 from gossamer.compiler.sparsify import sparsify
 from tests.support.frontend import Builder, graph_until
 
@@ -29,6 +47,14 @@ patterns = st.one_of(
     st.builds(FanIn, shares),
     st.builds(Unstructured, shares),
     st.builds(Grouped, st.integers(2, 64), st.booleans()),
+    st.builds(Transposable, st.integers(1, 2), st.sampled_from([2, 4, 8, 16, 32])),
+    st.builds(Taps, st.integers(1, 9)),
+    st.builds(BlockDiagonal, st.integers(2, 64)),
+    st.builds(Butterfly, st.integers(1, 64), st.sampled_from([2, 4, 8])),
+    st.builds(Channels, shares),
+    st.builds(Monarch, st.integers(2, 64)),
+    st.builds(LowRank, st.integers(1, 64)),
+    st.just(Combined((Channels(0.3), Block(16, 16, 0.5), NM(2, 4)))),
 )
 
 
@@ -37,7 +63,9 @@ def test_text_round_trip(pattern):
     assert Pattern.parse(str(pattern)) == pattern
 
 
-@pytest.mark.parametrize("text", ["", "2:", "3:6", "4:2", "0:4", "2:64", "block 16 7%", "70%", "fanin 120%", "x"])
+@pytest.mark.parametrize(
+    "text", ["", "2:", "3:6", "4:2", "0:4", "2:64", "block 16 7%", "70%", "fanin 120%", "x", "2:4 +"]
+)
 def test_unknown_text_is_refused(text):
     with pytest.raises(ModelError, match=r"must be"):
         Pattern.parse(text)
@@ -63,6 +91,99 @@ def test_imposed_pattern_is_found(text, shape):
         assert (found.rows, found.cols) == (pattern.rows, pattern.cols)
     if not isinstance(pattern, FanIn | Unstructured | Block):
         assert found == pattern
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["blockdiag 4", "blockdiag 16", "butterfly 8 4", "butterfly 8 8", "block 16x16 50% + 2:4", "1:4 transposable"],
+)
+def test_structured_masks_are_found(text):
+    pattern = Pattern.parse(text)
+    weight = normal(128, 256)
+    assert classify(weight * pattern.mask(weight)) == pattern
+
+
+def test_taps_are_found():
+    weight = normal(64, 32, 3, 3)
+    assert classify(weight * Taps(4).mask(weight)) == Taps(4)
+
+
+def test_transposable_masks_are_nm_both_ways():
+    keep = Transposable(2, 8).mask(normal(32, 64))
+    assert (keep.reshape(32, 8, 8).sum(axis=2) <= 2).all()
+    assert (keep.reshape(4, 8, 64).sum(axis=1) <= 2).all()
+    assert keep.mean() > 0.95 * 2 / 8
+
+
+def test_transposable_keeps_at_least_half_of_the_best():
+    """Section 4.2 of Hubara et al.: greedy is a 2-approximation. The best of a 4x4 block, by trying all masks."""
+    rows = [r for r in np.ndindex(2, 2, 2, 2) if sum(r) == 2]
+    masks = [np.array(m) for m in product(rows, repeat=4) if (np.sum(m, axis=0) == 2).all()]
+    assert len(masks) == 90  # as the paper counts them
+    for seed in range(20):
+        block = np.abs(normal(4, 4, seed=seed)).astype(np.float64)
+        best = max((block * mask).sum() for mask in masks)
+        kept = (block * Transposable(2, 4).mask(block)).sum()
+        assert 0.5 * best <= kept <= best + 1e-6
+
+
+def test_block_diagonal_by_hand():
+    keep = BlockDiagonal(2).mask(normal(4, 6))
+    np.testing.assert_array_equal(keep[:, [0, 3]], [[1, 0], [1, 0], [0, 1], [0, 1]])
+
+
+def test_butterfly_by_hand():
+    """Figure 2 of Chen et al.: block row 0 of 8 reads columns 0, 1, 2 and 4 at the largest stride."""
+    keep = Butterfly(2, 8).mask(normal(16, 16))
+    assert np.flatnonzero(keep[0, ::2]).tolist() == [0, 1, 2, 4]
+    assert np.flatnonzero(keep[10, ::2]).tolist() == [1, 4, 5, 7]
+    assert (Butterfly(2, 2).mask(normal(16, 16)).sum(axis=1) == 4).all()
+    wide = Butterfly(2, 4).mask(normal(8, 16))  # a column of blocks for two
+    np.testing.assert_array_equal(wide, np.repeat(Butterfly(2, 4).mask(normal(8, 8)), 2, axis=1))
+
+
+def test_patterns_after_each_other():
+    keep = Pattern.parse("block 16x16 50% + 2:4").mask(normal(64, 64))
+    tiles = keep.reshape(4, 16, 4, 16).any(axis=(1, 3))
+    assert tiles.sum() == 8
+    assert keep.sum() == 64 * 64 / 4
+    assert (keep.reshape(64, 16, 4).sum(axis=2) <= 2).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("2:4 + channels 50%", "channels 50% must come first"),
+        ("dense + 2:4", "dense cannot be combined"),
+        ("monarch 4 + 2:4", "monarch 4 cannot be combined"),
+        ("butterfly 4 3", "a STRIDE of 2, 4, 8"),
+        ("blockdiag 1", "needs at least 2 blocks"),
+        ("channels 100%", "at least one channel must stay"),
+        ("3:6 transposable", "M must be 2, 4, 8, 16 or 32"),
+        ("taps 0", "at least 1 tap"),
+    ],
+)
+def test_patterns_that_cannot_be(text, message):
+    with pytest.raises(ModelError, match=message):
+        Pattern.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "refusal"),
+    [
+        ("blockdiag 3", (6, 8), "6x8 channels do not divide into 3 blocks each"),
+        ("butterfly 8 4", (16, 64), "2 blocks of 8 are fewer than the stride 4"),
+        ("butterfly 8 2", (20, 64), "20x64 channels do not divide into blocks of 8"),
+        ("2:4 transposable", (6, 8), "6x8 channels are not whole blocks of 4x4"),
+        ("taps 9", (6, 8, 3, 3), "kernels have 9 taps, which is no more than 9"),
+        ("monarch 4", (8, 8, 3, 3), "only a linear layer or a 1x1 convolution is a matrix"),
+        ("monarch 4", (8, 6), "8x6 channels do not divide into 4 blocks each"),
+        ("lowrank 8", (8, 16), "8x16 channels have no rank above 8"),
+        ("block 2x2 50% + 2:4", (8, 3), "3 input channels are fewer than a group of 4"),
+    ],
+)
+def test_shapes_that_cannot_hold_a_pattern(text, shape, refusal):
+    assert Pattern.parse(text).refusal(shape) == refusal
 
 
 def test_flat_groups_are_found_where_only_they_hold():

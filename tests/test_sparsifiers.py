@@ -313,7 +313,7 @@ def test_choice_under_a_budget_is_the_best(seed):
     every = [list(pick) for pick in np.ndindex(3, 3, 3, 3)]
     picks = [[layers[str(i)][k] for i, k in enumerate(pick)] for pick in every]
     least = min(sum(c.cycles for c in p) for p in picks)
-    budget = float(least + rng.integers(0, 150))
+    budget = float(least + rng.integers(3, 150))
     found = choose(layers, budget)
     assert sum(c.cycles for c in found.values()) <= budget
     best = min(sum(c.error for c in p) for p in picks if sum(c.cycles for c in p) <= budget * 0.998)
