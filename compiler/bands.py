@@ -1,13 +1,16 @@
 """Maps that no lane grid divides well: two bands with a grid each.
 
 A 14 x 14 map on 16 lanes takes 14 positions a lane under every grid, though 196 / 16 is little more than 12. Its upper
-8 rows on 8 x 2 lanes take 7, its lower 6 rows on 2 x 8 lanes 6. Both bands' inputs are on chip at once and both use a
-column tile's weights before the next one comes, so that nothing but the rows between them is loaded twice.
+8 rows on 8 x 2 lanes take 7, its lower 6 rows on 2 x 8 lanes 6. If both bands' inputs are on chip at once, both use a
+column tile's weights before the next one comes, and nothing but the rows between them is loaded twice; else they are
+macro tiles like others.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+
+import numpy as np
 
 from gossamer.compiler.problem import Problem
 from gossamer.compiler.streams import UnitStreams, unit_records
@@ -24,22 +27,64 @@ def split(problem: Problem, streams: tuple[UnitStreams, ...], whole: Mapping) ->
     spec = problem.spec
     if spec.hop < spec.group or problem.images > 1 or whole.chunks > 1 or problem.tile_step > 1:
         return None
-    if max(int(s.steps.max()) for s in streams) > whole.steps_at_once:
-        return None
     if len(streams) > 1 and len({unit_records(s) for s in streams}) == 1:
         return None  # units that share their weights keep them on chip instead
-    best, fewest = None, _lane_positions(whole.bands[0])
+    fewest = _lane_positions(whole.bands[0])
+    single = max(int(s.steps.max()) for s in streams) <= whole.steps_at_once
+    best: Mapping | None = None
     for bands in _halves(problem):
         positions = sum(b.tile[0] * b.tile[1] for b in bands)
-        if positions < fewest and _fits(problem, streams, bands):
-            best, fewest = bands, positions
-    if best is None:
+        if positions >= fewest:
+            continue
+        if single and _fits(problem, streams, bands):
+            found: Mapping | None = replace(whole, bands=bands, order="tiles", resident=False)
+        else:
+            found = _in_macros(problem, streams, whole, bands)
+        if found is not None and _worth(problem, streams, found, whole, positions):
+            best, fewest = found, positions
+    return best
+
+
+def _worth(problem: Problem, streams: tuple[UnitStreams, ...], found: Mapping, whole: Mapping, positions: int) -> bool:
+    """The buses keep up with the faster array."""
+    spec = problem.spec
+    weights = sum(t.beats(spec) for s in streams for t in s.tiles)
+    inputs = sum(_bank_bytes(problem, streams, b) * b.macros * spec.lanes for b in found.bands) / spec.axi_bytes
+    times = 1 if found.order == "tiles" or found.resident else sum(b.macros for b in found.bands)
+    read = (weights * times + inputs) * spec.beat_interval
+    compute = sum(int(np.maximum(s.steps, spec.column_groups).sum()) for s in streams) * positions
+    return max(read, whole.cost.write) <= compute
+
+
+def _in_macros(
+    problem: Problem, streams: tuple[UnitStreams, ...], whole: Mapping, bands: tuple[Band, ...]
+) -> Mapping | None:
+    """Bands cut into macro tiles of which two are on chip at once, in the order of the map."""
+    cut = tuple(_cut(problem, streams, band) for band in bands)
+    if any(band is None for band in cut):
         return None
-    saved = fewest / _lane_positions(whole.bands[0])
-    if max(whole.cost.read, whole.cost.write) > saved * max(whole.cost.array, whole.cost.ppu):
-        return None  # the buses would be the limit: nothing to gain, rows to load again
-    cost = replace(whole.cost, cycles=whole.cost.cycles * saved, array=whole.cost.array * saved)
-    return replace(whole, bands=best, order="tiles", resident=False, cost=cost)
+    steps = max(int(s.steps.sum()) for s in streams)
+    resident = steps <= problem.spec.weight_steps
+    return replace(whole, bands=tuple(b for b in cut if b), order="map", resident=resident)
+
+
+def _cut(problem: Problem, streams: tuple[UnitStreams, ...], band: Band) -> Band | None:
+    """The band with the largest tile that fits twice and leaves no more lanes idle."""
+    spec, positions = problem.spec, band.tile[0] * band.tile[1]
+    sizes = (
+        (ty * tx, replace(band, tile=(ty, tx)))
+        for ty in range(1, band.tile[0] + 1)
+        for tx in range(1, band.tile[1] + 1)
+    )
+    fitting = [
+        (area, b)
+        for area, b in sizes
+        if _lane_positions(b) == positions
+        and 2 * _bank_bytes(problem, streams, b) <= spec.activation_bytes
+        and 2 * area * spec.block <= spec.output_bytes
+        and _legal(problem, b)
+    ]
+    return max(fitting, key=lambda f: (f[0], f[1].tile[1]))[1] if fitting else None
 
 
 def _lane_positions(band: Band) -> int:
@@ -76,14 +121,21 @@ def _band(y: int, x: int, rows: int, pixels: int, lanes: int) -> Band:
 
 
 def _fits(problem: Problem, streams: tuple[UnitStreams, ...], bands: tuple[Band, ...]) -> bool:
-    """All bands' inputs on chip at once, two sets of outputs, and every field of a LOAD within its bits."""
-    spec, blocks = problem.spec, max(len(s.input_blocks) for s in streams)
-    bank = held = 0
-    for b in bands:
-        rows, row = problem.extent(b.tile[0], 0), problem.row_bytes(b.tile[1])
-        bank += blocks * rows * row
-        part = spec.output_bytes // spec.output_partitions if problem.residual else spec.axi_bytes
-        held += -(-b.tile[0] * b.tile[1] * spec.block // part) * part
-        if row // spec.axi_bytes >= 1 << 12 or rows >= 1 << 10 or sub_tile(b.tile, spec.depth) != b.tile:
-            return False
-    return bank <= spec.activation_bytes and 2 * held <= spec.output_bytes
+    """All bands' inputs on chip at once, and two sets of outputs."""
+    spec = problem.spec
+    part = spec.output_bytes // spec.output_partitions if problem.residual else spec.axi_bytes
+    held = sum(-(-b.tile[0] * b.tile[1] * spec.block // part) * part for b in bands)
+    bank = sum(_bank_bytes(problem, streams, b) for b in bands)
+    whole = all(sub_tile(b.tile, spec.depth) == b.tile and _legal(problem, b) for b in bands)
+    return whole and bank <= spec.activation_bytes and 2 * held <= spec.output_bytes
+
+
+def _bank_bytes(problem: Problem, streams: tuple[UnitStreams, ...], band: Band) -> int:
+    blocks = max(len(s.input_blocks) for s in streams)
+    return blocks * problem.extent(band.tile[0], 0) * problem.row_bytes(band.tile[1])
+
+
+def _legal(problem: Problem, band: Band) -> bool:
+    """Every field of a LOAD within its bits."""
+    row = problem.row_bytes(band.tile[1]) // problem.spec.axi_bytes
+    return row < 1 << 12 and problem.extent(band.tile[0], 0) < 1 << 10

@@ -205,9 +205,13 @@ class _Builder:
         out = []
         for tile in part.tiles:
             stream = place(self.problem, tile, len(part.input_blocks), self._bank(band))
-            at_once = self.mapping.steps_at_once
-            if at_once < stream.steps and at_once >= phase:
-                at_once -= at_once % phase  # DENSE records count from the beginning of a load
+            # Even pieces: beside a large one and a small one there would be no room for the next.
+            count = -(-stream.steps // self.mapping.steps_at_once)
+            at_once = -(-stream.steps // count)
+            if count > 1 and self.mapping.steps_at_once >= phase:
+                at_once += -at_once % phase  # DENSE records count from the beginning of a load
+                if at_once > self.mapping.steps_at_once:
+                    at_once -= phase
             out.append(
                 [
                     StepStream(
