@@ -169,8 +169,18 @@ def compile(
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Prune to a pattern, such as 2:8, or LAYER=PATTERN; may be repeated."),
     ] = None,
+    sparsifier: Annotated[
+        str, typer.Option(metavar="NAME", help="What chooses the weights to prune: magnitude, wanda or sparsegpt.")
+    ] = "magnitude",
+    allocation: Annotated[
+        str,
+        typer.Option(metavar="RULE", help="Zeros among layers: uniform, erk, lamp, global, or cycles: 'cost 60%'."),
+    ] = "uniform",
+    permute: Annotated[
+        bool, typer.Option("--permute", help="Reorder channels inside the network to save steps and weights.")
+    ] = False,
     calibration: Annotated[
-        Path | None, typer.Option(metavar="NPZ", help="Inputs by name, to choose quantisation scales with.")
+        Path | None, typer.Option(metavar="NPZ", help="Inputs by name, to prune and to choose scales with.")
     ] = None,
     dim: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Fix a dimension of the model; may be repeated.")
@@ -184,7 +194,15 @@ def compile(
     arrays = _load_arrays(calibration) if calibration else None
     with report.Progress() as progress:
         program = _api("compile")(
-            model, arch, sparsity=_patterns(sparsity or []), calibration=arrays, dims=dims or None, progress=progress
+            model,
+            arch,
+            sparsity=_patterns(sparsity or []),
+            sparsifier=sparsifier,
+            allocation=allocation,
+            permute=permute,
+            calibration=arrays,
+            dims=dims or None,
+            progress=progress,
         )
     program.save(output)
     facts = inspection.inspect_program(program)
@@ -294,8 +312,18 @@ def explain(
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Prune to a pattern, such as 2:8, or LAYER=PATTERN; may be repeated."),
     ] = None,
+    sparsifier: Annotated[
+        str, typer.Option(metavar="NAME", help="What chooses the weights to prune: magnitude, wanda or sparsegpt.")
+    ] = "magnitude",
+    allocation: Annotated[
+        str,
+        typer.Option(metavar="RULE", help="Zeros among layers: uniform, erk, lamp, global, or cycles: 'cost 60%'."),
+    ] = "uniform",
+    permute: Annotated[
+        bool, typer.Option("--permute", help="Reorder channels inside the network to save steps and weights.")
+    ] = False,
     calibration: Annotated[
-        Path | None, typer.Option(metavar="NPZ", help="Inputs by name, to choose quantisation scales with.")
+        Path | None, typer.Option(metavar="NPZ", help="Inputs by name, to prune and to choose scales with.")
     ] = None,
     dim: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Fix a dimension of the model; may be repeated.")
@@ -493,20 +521,23 @@ def synth(
     ],
     liberty: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="A liberty file of standard cells; may be repeated."),
+        typer.Option(metavar="FILE", help="A liberty file of standard cells; may be repeated.", show_default=False),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(metavar="TARGET", help="cells (with --liberty), generic or ecp5.", show_default=False),
     ] = None,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Give up after so long.", min=1)] = 3600,
+    place: Annotated[
+        bool, typer.Option("--place", help="With ecp5: place and route with nextpnr, if it fits (minutes).")
+    ] = False,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Give up on a tool after so long.", min=1)] = 3600,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Synthesise an accelerator with Yosys: cells, area, LUTs, DSPs and memory bits of each component."""
+    """Synthesise an accelerator with Yosys: cells, area, LUTs, DSPs, memories and longest path of each component."""
     from gossamer.rtl.synth import synthesise
 
-    found = synthesise(ArchSpec.load(spec), target, liberty or [], timeout=timeout)
+    found = synthesise(ArchSpec.load(spec), target, liberty or [], place=place, timeout=timeout)
     if as_json:
         _print_json(found.to_dict())
     else:
