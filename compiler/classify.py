@@ -54,11 +54,9 @@ def classify(weight: Array, groups: int = 1) -> Pattern:
     if found is None and rows.shape[1] > 1:
         found = _nm(used.reshape(len(used), 1, -1), density, flat=True) or _taps(used, density)
     if found is None:
-        found = _blocks_of_nm(rows, density)
-    if found is None:
         fan_in = used.reshape(len(used), -1).sum(axis=1)
         found = FanIn(float(1.0 - fan_in[0] / rows[0].size)) if fan_in[0] and (fan_in == fan_in[0]).all() else None
-    return found or Unstructured(share)
+    return found or _blocks_of_nm(rows, density) or Unstructured(share)
 
 
 def _fixed(used: Mask, density: float) -> Pattern | None:
