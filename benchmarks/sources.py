@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -118,7 +119,7 @@ def _mobilenet_v2(seed: int = 0) -> Source:
         weights.append(numpy_helper.from_array(np.array(value, np.float32), f"w{len(weights)}"))
         return weights[-1].name
 
-    def op(kind: str, *inputs: str, **attributes: object) -> str:
+    def op(kind: str, *inputs: str, **attributes: Any) -> str:
         nodes.append(helper.make_node(kind, inputs, [f"{kind}_{len(nodes)}"], **attributes))
         return str(nodes[-1].output[0])
 
@@ -174,7 +175,7 @@ def _line(text: str, height: int, width: int, turned: bool = False) -> NDArray[n
         size *= 0.9
     draw.text((4, (height - box[1] - box[3]) / 2), text, fill=20, font=ImageFont.load_default(size))
     pixels = np.asarray(picture.rotate(180) if turned else picture, dtype=np.float32)
-    return np.broadcast_to((pixels / 255 - 0.5) / 0.5, (1, 3, height, width)).copy()
+    return np.broadcast_to(pixels / np.float32(127.5) - np.float32(1), (1, 3, height, width)).copy()
 
 
 def _reader(file: str, name: str, height: int, width: int, dims: Mapping[str, int]) -> Source:
