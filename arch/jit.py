@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 from numba import njit, prange
 
-__all__ = ["jit", "parallel_jit", "prange", "source_digest"]
+__all__ = ["jit", "parallel_jit", "prange", "source_digest", "start_compiler"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,6 +39,15 @@ def jit(function: F) -> F:
 def parallel_jit(function: F) -> F:
     """The same, with the turns of a `prange` divided over numba's threads."""
     return cast("F", _keyed(njit(cache=True, parallel=True)(function)))
+
+
+@cache
+def start_compiler() -> None:
+    """Have numba register what it can compile: a quarter of a second, which the first compiled call would pay for."""
+    from numba.core.registry import cpu_target  # this does not start it
+
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
 
 
 def _keyed(compiled: Any) -> Any:

@@ -1,120 +1,148 @@
-"""Packed kernels against onnxruntime, NumPy and SciPy: python benchmarks/kernels.py [--rounds 9] [--core 0]
+"""CPU kernels against onnxruntime, NumPy, SciPy and torch: python benchmarks/kernels.py [--quick] [--plot FILE.svg]
 
 Everything runs in one process on one core and one thread, takes turns, and is timed by the thread's CPU time, so that
 neighbours disturb all alike. A figure is the median over the rounds of the ratio within a round. "of peak" counts
-nonzeros only, against a loop of the dot product on registers.
+nonzeros only, against a loop of the same operation on registers. All arrays begin at multiples of 64 bytes, and both
+sides get their weight beforehand. x and results are row-major on our side: packing and unpacking are in the figures.
 """
 
 import argparse
 import os
+import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-if "OPENBLAS_CORETYPE" in os.environ:  # a capped BLAS is no opponent; it is read when the library is loaded
-    os.environ.pop("OPENBLAS_CORETYPE")
+if {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"} & os.environ.keys():  # a capped BLAS is no opponent; it reads them once
+    os.environ.pop("OPENBLAS_CORETYPE", None)
+    os.environ.pop("OPENBLAS_L2_SIZE", None)
     os.execv(sys.executable, [sys.executable, *sys.argv])
 os.environ |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 import numpy as np
-import onnx
-import onnxruntime as ort
-import scipy.sparse
+from cold import cold_start
 from numba import njit
-from onnx import TensorProto, helper, numpy_helper
+from numpy.typing import NDArray
+from opponents import Call, aligned, blas_kernel, dense_products, sparse_products
 
 from gossamer.arch.numerics import make_requant
-from gossamer.kernels import BSR, CSR, NM, Dense, Weight, pack, packed_linear, packed_matmul
+from gossamer.kernels import BSR, CSR, NM, Dense, FloatCodes, Weight, prepare, prepare_float
+from gossamer.kernels import float_vectors as fv
+from gossamer.kernels.choose import usable_features
 from gossamer.kernels.intrinsics import aligned_empty, mac_dense, start, store
 
 SHAPES = {
     "BERT-mini": (128, 256, 256),
+    "BERT-mini FFN": (128, 256, 1024),
     "BERT-base": (128, 768, 768),
-    "BERT-base FFN": (384, 768, 3072),
+    "BERT-base FFN": (128, 768, 3072),
+    "BERT-base FFN out": (128, 3072, 768),
     "BERT-large": (384, 1024, 1024),
-    "ResNet-50": (196, 1024, 256),
+    "ResNet-50 layer1": (3136, 64, 256),
+    "ResNet-50 layer2": (784, 512, 128),
+    "ResNet-50 layer3": (196, 1024, 256),
+    "ResNet-50 layer4": (49, 2048, 512),
+    "BERT-base, 1 token": (1, 768, 768),
+    "BERT-base, 4 tokens": (4, 768, 768),
+    "BERT-base, 16 tokens": (16, 768, 768),
 }
-"""Rows, K, N."""
+"""Rows, K, N: linear layers, and 1 x 1 convolutions as the products they are."""
 
-
-def session(node: Any, constants: dict[str, Any], x: Any, y: int) -> Callable[[], Any]:
-    """A model of one node, run with its input and output bound."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    kind = helper.np_dtype_to_tensor_dtype(x.dtype)
-    graph = helper.make_graph(
-        [node],
-        "one",
-        [helper.make_tensor_value_info("x", kind, x.shape)],
-        [helper.make_tensor_value_info("y", y, ["rows", "n"])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    onnx.checker.check_model(model)
-    run = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    binding = run.io_binding()
-    binding.bind_cpu_input("x", x)
-    binding.bind_output("y")
-    return lambda: run.run_with_iobinding(binding)
-
-
-def opponents(x: Any, dense: Any) -> dict[str, Callable[[], Any]]:
-    """Other people's dense and sparse products of the same numbers."""
-    w, xf = np.ascontiguousarray(dense.T), x.astype(np.float32)
-    wf = w.astype(np.float32)
-    zero = {"xz": np.array(7, np.uint8), "wz": np.array(0, np.int8)}
-    scales = {"xs": np.array(0.1, np.float32), "ws": np.array(0.1, np.float32), "ys": np.array(9, np.float32)}
-    names = ["x", "xs", "xz", "w", "ws", "wz", "ys", "xz"]
-    integer = helper.make_node("MatMulInteger", ["x", "w", "xz", "wz"], ["y"])
-    csr, xt = scipy.sparse.csr_array(dense.astype(np.float32)), np.ascontiguousarray(xf.T)
-    found = {
-        "MatMulInteger": session(integer, {"w": w, **zero}, x, TensorProto.INT32),
-        "QLinearMatMul": session(
-            helper.make_node("QLinearMatMul", names, ["y"]), {"w": w, **zero, **scales}, x, TensorProto.UINT8
-        ),
-        "ORT float32": session(helper.make_node("MatMul", ["x", "w"], ["y"]), {"w": wf}, xf, TensorProto.FLOAT),
-        "numpy float32": lambda: xf @ wf,
-        "scipy CSR": lambda: csr @ xt,
-    }
-    if dense.shape[0] % 16 == 0 and dense.shape[1] % 16 == 0:
-        bsr = scipy.sparse.bsr_array(csr, blocksize=(16, 16))
-        found["scipy BSR"] = lambda: bsr @ xt
-    return found
+QUICK = ("BERT-base",)
+SPARSITIES = (0.5, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+PATTERNS = ("dense", "N:M", "16x16", "32x32", "4x4", "4x1", "16x1", "unstructured")
+ZERO_POINT = 7
+TURNS = 100_000
 
 
 @njit
-def peak(x: Any, w: Any, first: Any, out: Any, turns: int) -> None:
+def dot_peak(x: Any, w: Any, first: Any, out: Any) -> None:
     """Dot products on registers alone: 16 accumulators, operands that never change."""
     acc = start((0, 0, 0, 0), (0, 0, 0, 0), first, 0)
-    for _ in range(turns):
+    for _ in range(TURNS):
         acc = mac_dense(acc, (0, 0, 0, 0), (0, 0, 0, 0), x, 0, 4, w, 0, None)
     store(acc, (0, 0, 0, 0), out, 0, 256, 64)
 
 
-def weights(rng: Any, n: int, k: int, sparsities: list[float]) -> dict[str, Weight]:
-    """A weight in every format at every sparsity."""
+@njit
+def fma_peak(x: Any, inputs: Any, weights: Any, lines: Any, out: Any, lanes: Any) -> None:
+    """The same with fused multiply-adds of float32."""
+    acc = fv.zeros(lanes, (0, 0, 0, 0), (0, 0, 0, 0))
+    for _ in range(TURNS):
+        acc = fv.mac(acc, (), (0, 0, 0, 0), (0, 0, 0, 0), x, 0, inputs, weights, 0)
+    fv.store_lines(acc, (0, 0, 0, 0), (0, 0, 0, 0), out, lines, 0)
+
+
+def peaks() -> tuple[dict[str, Call], dict[str, float]]:
+    """Loops that do nothing but multiply, and the operations in each."""
+    lanes = 16 if "avx512f" in usable_features() else 8 if "avx" in usable_features() else 4
+    bytes_ = (aligned_empty((256,), np.uint8), aligned_empty((256,), np.int8), np.zeros(64, np.int32))
+    sums = np.empty((4, 64), np.int32)
+    lines = np.arange(4, dtype=np.uint32)
+    floats = (aligned(np.ones(4 * lanes, np.float32)), np.zeros(1, np.uint16), np.zeros(4, np.float32), lines)
+    acc = aligned_empty((16 * lanes,), np.float32)
+    calls: dict[str, Call] = {
+        "dot peak": lambda: dot_peak(*bytes_, sums),
+        "FMA peak": lambda: fma_peak(*floats, acc, (0,) * lanes),
+    }
+    return calls, {"dot peak": TURNS * 16 * 128.0, "FMA peak": TURNS * 16 * 2.0 * lanes}
+
+
+def weights(rng: Any, n: int, k: int, pattern: str, sparsities: tuple[float, ...]) -> Iterator[tuple[str, Weight]]:
+    """Random weights of a pattern in its format; blocks that do not divide the shape are left out."""
     full = rng.choice([-1, 1], (n, k)) * rng.integers(1, 128, (n, k))
 
     def cut(keep: Any) -> Any:
         return np.where(keep, full, 0).astype(np.int8)
 
-    def blocks(br: int, bc: int, sparsity: float) -> Weight:
-        keep = np.kron(rng.random((n // br, k // bc)) >= sparsity, np.ones((br, bc), bool))
-        return BSR.from_dense(cut(keep), block=(br, bc))
+    if pattern == "dense":
+        yield "dense", Dense.from_dense(full.astype(np.int8))
+    elif pattern == "N:M":
+        for kept, m in ((2, 4), (1, 4), (1, 8)):
+            order = rng.random((n, k // m, m)).argsort(axis=2).argsort(axis=2)
+            yield f"{kept}:{m}", NM.from_dense(cut((order < kept).reshape(n, k)), n=kept, m=m)
+    else:
+        for s in sparsities:
+            if pattern == "unstructured":
+                yield f"{pattern} {s:.0%}", CSR.from_dense(cut(rng.random((n, k)) >= s))
+                continue
+            br, bc = map(int, pattern.split("x"))
+            if n % br or k % bc:
+                return
+            blocks = n * k // (br * bc)
+            keep = rng.permutation(blocks) >= round(s * blocks)
+            grid = np.kron(keep.reshape(n // br, k // bc), np.ones((br, bc), bool))
+            yield f"{pattern} {s:.0%}", BSR.from_dense(cut(grid), block=(br, bc))
 
-    made: dict[str, Weight] = {"dense": Dense.from_dense(full.astype(np.int8))}
-    for kept, m in ((2, 4), (1, 4), (1, 8)):
-        order = rng.random((n, k // m, m)).argsort(axis=2).argsort(axis=2)
-        made[f"{kept}:{m}"] = NM.from_dense(cut((order < kept).reshape(n, k)), n=kept, m=m)
-    for s in sparsities:
-        for br, bc in ((16, 16), (32, 32), (4, 1)):
-            made[f"{br}x{bc} {s:.0%}"] = blocks(br, bc, s)
-        made[f"unstructured {s:.0%}"] = CSR.from_dense(cut(rng.random((n, k)) >= s))
-    return made
+
+def ours(x: NDArray[np.uint8], weight: Weight) -> tuple[dict[str, Call], dict[str, str]]:
+    """Our layers of one weight, checked once, and the kernels they use."""
+    dense, (rows, _), n = weight.to_dense(), x.shape, weight.shape[0]
+    q = make_requant(np.full(n, 0.001), zero_point=ZERO_POINT, lo=0, hi=255)
+    sums, codes = aligned_empty((rows, n), np.int32), aligned_empty((rows, n), np.uint8)
+    bias = np.zeros(n, np.int32)
+    integer = prepare(weight, zero_point=ZERO_POINT)
+    linear = prepare(weight, zero_point=ZERO_POINT, bias=bias, requant=q)
+    xf, wf = aligned(x.astype(np.float32) / np.float32(256)), dense.astype(np.float32) / np.float32(128)
+    real, floats = prepare_float(wf), aligned_empty((rows, n), np.float32)
+    coded = prepare_float(wf, bias=np.zeros(n, np.float32), codes=FloatCodes(scale=0.5))
+    float_codes = aligned_empty((rows, n), np.int8)
+    exact = (x.astype(np.float64) - ZERO_POINT) @ dense.T.astype(np.float64)
+    assert np.array_equal(integer(x, out=sums), exact)
+    assert np.allclose(real(xf, out=floats), xf @ wf.T.astype(np.float64), atol=1e-3)
+    calls: dict[str, Call] = {
+        "sums": lambda: integer(x, out=sums),
+        "codes": lambda: linear(x, out=codes),
+        "float": lambda: real(xf, out=floats),
+        "float codes": lambda: coded(xf, out=float_codes),
+        **sparse_products(xf, wf, isinstance(weight, BSR) and weight.block[0] % 16 == weight.block[1] % 16 == 0),
+    }
+    return calls, {"int8": integer.why.kernel, "float": real.why.kernel}
 
 
-def clock(call: Callable[[], Any], least: float = 0.004) -> float:
+def clock(call: Call, least: float) -> float:
     """Seconds of this thread's CPU for one call, over enough calls to fill `least` seconds."""
     calls, spent = 0, 0.0
     begin = time.thread_time()
@@ -125,61 +153,162 @@ def clock(call: Callable[[], Any], least: float = 0.004) -> float:
     return spent / calls
 
 
-def compare(name: str, shape: tuple[int, int, int], sparsities: list[float], rounds: int) -> None:
-    """A table of one shape."""
-    count, k, n = shape
+def measure(calls: dict[str, Call], rounds: int, least: float) -> dict[str, NDArray[np.float64]]:
+    """Seconds of every call in every round; the first, uncounted round compiles and warms up."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(clock(call, least))
+    return {name: np.array(seconds) for name, seconds in times.items()}
+
+
+def compare(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of figures of one shape, a weight each."""
+    rows, k, n = SHAPES[name]
     rng = np.random.default_rng(0)
-    x = aligned_empty((count, k), np.uint8)
-    x[...] = rng.integers(0, 256, x.shape)
-    q = make_requant(np.full(n, 0.001), zero_point=7, lo=0, hi=255)
-    sums, codes, bias = aligned_empty((count, n), np.int32), aligned_empty((count, n), np.uint8), np.zeros(n, np.int32)
-    turns = 100_000
-    registers = (x, aligned_empty((256,), np.int8), np.zeros(64, np.int32), np.empty((4, 64), np.int32), turns)
-    print(f"\n### {name}: {count} rows, K = {k}, N = {n}\n")
-    print("| weight | kernel | GOP/s, dense-equivalent | of peak | with requantise, of peak | ratio to others |")
-    print("|---|---|---|---|---|---|")
-    for label, weight in weights(rng, n, k, sparsities).items():
-        packed, dense = pack(weight), weight.to_dense()
-        work, density = 2 * count * k * n, np.count_nonzero(dense) / dense.size
-        calls: dict[str, Callable[[], Any]] = {
-            "peak": lambda: peak(*registers),
-            "sums": lambda p=packed: packed_matmul(x, p, zero_point=7, out=sums),
-            "codes": lambda p=packed: packed_linear(x, p, bias, q, zero_point=7, signed=False, out=codes),
-            **opponents(x, dense),
-        }
-        for call in calls.values():
-            call()
-        times = {what: [] for what in calls}
-        for _ in range(rounds):
-            for what, call in calls.items():
-                times[what].append(clock(call))
-        median = {what: np.array(t) for what, t in times.items()}
-        top = turns * 16 * 128 / median["peak"]
-        speed = np.median(work / median["sums"]) / 1e9
-        shares = [np.median(work * density / median[what] / top) for what in ("sums", "codes")]
-        ratios = [
-            f"{what} {np.median(median[what] / median['codes' if what == 'QLinearMatMul' else 'sums']):.1f}"
-            for what in list(calls)[3:]
-        ]
-        print(
-            f"| {label} | {packed.decision.kernel} | {speed:.0f} | {shares[0]:.0%} | {shares[1]:.0%} "
-            f"| {', '.join(ratios)} |",
-            flush=True,
-        )
-    print(f"\nPeak measured: {np.median(top) / 1e9:.0f} GOP/s.")
+    x = aligned(rng.integers(0, 256, (rows, k)).astype(np.uint8))
+    tops, operations = peaks()
+    dense = dense_products(x, rng.integers(-127, 128, (n, k)).astype(np.int8), ZERO_POINT)
+    found = []
+    for pattern in options.patterns:
+        calls, made = {**tops, **dense}, []
+        for label, weight in weights(rng, n, k, pattern, options.sparsities):
+            own, kernels = ours(x, weight)
+            calls |= {f"{label}/{what}": call for what, call in own.items()}
+            made.append((label, kernels, np.count_nonzero(weight.to_dense()) / (n * k)))
+        times = measure(calls, options.rounds, options.milliseconds / 1000)
+        top = {what: count / times[what] for what, count in operations.items()}
+        for label, kernels, density in made:
+            mine = {what.partition("/")[2]: t for what, t in times.items() if what.startswith(f"{label}/")}
+            row = {"shape": name, "weight": label, "pattern": pattern, "density": density}
+            row |= {f"{kind} kernel": kernel for kind, kernel in kernels.items()}
+            found.append(row | figures(2.0 * rows * k * n, density, mine, times, top))
+    return found
+
+
+def figures(work: float, density: float, mine: Any, others: Any, top: Any) -> dict[str, float]:
+    """Medians over the rounds. work : operations of the dense product."""
+
+    def ratio(theirs: Any, own: str) -> float:
+        return float(np.median(theirs / mine[own]))
+
+    made = {"dot peak": float(np.median(top["dot peak"])), "FMA peak": float(np.median(top["FMA peak"]))}
+    for what, unit in (("sums", "dot peak"), ("codes", "dot peak"), ("float", "FMA peak"), ("float codes", "FMA peak")):
+        made[f"{what} seconds"] = float(np.median(mine[what]))
+        made[f"{what} share"] = float(np.median(work * density / mine[what] / top[unit]))
+    made["MatMulInteger"] = ratio(others["MatMulInteger"], "sums")
+    for what in ("QLinearMatMul", "QGemm"):
+        made[what] = ratio(others[what], "codes")
+    for what in ("ORT float32", "NumPy", "torch"):
+        if what in others:
+            made[what] = ratio(others[what], "float")
+    for what in ("SciPy CSR", "SciPy BSR", "torch CSR"):
+        if what in mine:
+            made[what] = ratio(mine[what], "float")
+    return made
+
+
+INTEGER = ("MatMulInteger", "QLinearMatMul", "QGemm")
+FLOAT = ("ORT float32", "NumPy", "torch", "SciPy CSR", "SciPy BSR", "torch CSR")
+
+
+def print_tables(name: str, found: list[dict[str, Any]]) -> None:
+    """Two tables in Markdown."""
+    rows, k, n = SHAPES[name]
+    work = 2.0 * rows * k * n
+    peak = {unit: np.median([row[unit] for row in found]) / 1e9 for unit in ("dot peak", "FMA peak")}
+    print(f"\n### {name}: {rows} rows, K = {k}, N = {n}\n")
+    print(f"Peaks: {peak['dot peak']:.0f} GOP/s of dot products, {peak['FMA peak']:.0f} GFLOP/s.\n")
+    kinds = (("int8", "sums", "codes", INTEGER), ("float", "float", "float codes", FLOAT))
+    for kind, plain, coded, opponents in kinds:
+        present = [what for what in opponents if any(what in row for row in found)]
+        head = [f"{kind} weight", "kernel", "us", "dense-equivalent", "of peak", "with codes, of peak", *present]
+        print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+        for row in found:
+            cells = [
+                row["weight"],
+                row[f"{kind} kernel"],
+                f"{row[f'{plain} seconds'] * 1e6:.1f}",
+                f"{work / row[f'{plain} seconds'] / 1e9:.0f}",
+                f"{row[f'{plain} share']:.0%}",
+                f"{row[f'{coded} share']:.0%}",
+                *(f"{row[what]:.1f}" if what in row else "" for what in present),
+            ]
+            print("| " + " | ".join(cells) + " |")
+        print(flush=True)
+
+
+def plot(found: list[dict[str, Any]], path: Path) -> None:
+    """Speed over the dense product of onnxruntime by sparsity: median over the shapes with K >= 768 and 32 rows."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    large = [row for row in found if SHAPES[row["shape"]][1] >= 768 and SHAPES[row["shape"]][0] >= 32]
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gossamer"}):
+        figure = Figure(figsize=(10, 4.4), layout="constrained")
+        axes = figure.subplots(1, 2, sharex=True, sharey=True)
+        panels = (("int8 with requantise, over QLinearMatMul", "QLinearMatMul"), ("float32", "ORT float32"))
+        for axis, (title, opponent) in zip(axes, panels, strict=True):
+            for pattern in PATTERNS:
+                if pattern == "dense":
+                    continue
+                points: dict[float, list[float]] = {}
+                for row in large:
+                    if row["pattern"] == pattern:
+                        points.setdefault(round(1 - row["density"], 2 if pattern != "N:M" else 3), []).append(
+                            row[opponent]
+                        )
+                xs = sorted(points)
+                axis.plot([100 * x for x in xs], [np.median(points[x]) for x in xs], marker="o", ms=3.5, label=pattern)
+            ideal = np.linspace(0.5, 0.95, 100)
+            axis.plot(100 * ideal, 1 / (1 - ideal), color="#9a9da3", ls="--", lw=1, label="nonzeros alone")
+            axis.axhline(1, color="#9a9da3", lw=0.8)
+            axis.set(title=title, xlabel="zeros, %", yscale="log", yticks=[0.5, 1, 2, 4, 8, 16])
+            axis.yaxis.set_major_formatter("{x:g}x")
+            axis.yaxis.set_minor_formatter("")
+            axis.grid(alpha=0.25)
+        axes[0].set_ylabel("times as fast as the dense product of onnxruntime")
+        axes[1].legend(frameon=False, fontsize=8)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def processor() -> str:
+    """Its name, and the features that decide between kernels."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    model = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
+    deciding = ("avx2", "avx512f", "avx512vnni", "avx512vbmi", "avxvnni")
+    return f"{model or platform.machine()} ({', '.join(f for f in deciding if f in usable_features())})"
 
 
 def main() -> None:
+    """Print a table for every shape."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--quick", action="store_true", help="one shape, 50, 75 and 90 %%, few rounds")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--milliseconds", type=float, default=4, help="least time of a measurement")
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--sparsities", nargs="*", type=float, default=[0.5, 0.75, 0.9])
+    parser.add_argument("--patterns", nargs="*", choices=PATTERNS, default=PATTERNS)
+    parser.add_argument("--sparsities", nargs="*", type=float, default=SPARSITIES)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture (svg, png, pdf)")
     options = parser.parse_args()
+    if options.quick:
+        options.shapes, options.sparsities, options.rounds = QUICK, (0.5, 0.75, 0.9), 5
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {options.core})
+    print(f"{processor()}; NumPy with {blas_kernel()}.")
+    for line in cold_start():
+        print(line, flush=True)
+    found: list[dict[str, Any]] = []
     for name in options.shapes:
-        compare(name, SHAPES[name], options.sparsities, options.rounds)
+        rows = compare(name, options)
+        print_tables(name, rows)
+        found += rows
+    if options.plot:
+        plot(found, options.plot)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ from gossamer.kernels.float_vectors import (
     add_vector,
     clamp,
     load_lines,
-    mac_own,
-    mac_shared,
+    mac,
     store_codes,
     store_lines,
     store_rows,
@@ -59,7 +58,7 @@ def run_serial(
     lines : scratch, aligned, [1, blocks * (run + 1) * rows of a tile].  sums : [1, outputs * rows of a tile].
     """
     for tile in range(tiles):
-        row = first + tile * len(lanes) * len(height)
+        row = first + tile * len(lanes) * max(1, len(height))
         _tile(x, row, shared, layout, after, residual, codes, out, lines[0], sums[0], lanes, height)
 
 
@@ -83,7 +82,7 @@ def run_parallel(
     workers = lines.shape[0]
     for worker in prange(workers):
         for tile in range(worker, tiles, workers):
-            row = first + tile * len(lanes) * len(height)
+            row = first + tile * len(lanes) * max(1, len(height))
             _tile(x, row, shared, layout, after, residual, codes, out, lines[worker], sums[worker], lanes, height)
 
 
@@ -102,19 +101,22 @@ def _tile(
     lanes: Any,
     height: Any,
 ) -> None:
-    rows = min(x.shape[0] - row, len(lanes) * len(height))
+    rows = min(x.shape[0] - row, len(lanes) * max(1, len(height)))
     _fill_lines(x, row, rows, layout[0], lines, lanes, height)
-    _sum(lines, shared, layout, sums, lanes, height)
+    if len(height) < 2:
+        _sum_few(lines, shared, layout, sums, lanes, height)
+    else:
+        _sum(lines, shared, layout, sums, lanes, height)
     _finish(sums, after, residual, codes, row, rows, out, lanes, height)
 
 
 @jit
 def _fill_lines(x: Floats, row: int, rows: int, run: int, lines: Floats, lanes: Any, height: Any) -> None:
     """Rows of x as lines, blocks of `run` inputs with a line of zeros after each."""
-    k, side, long = x.shape[1], len(lanes), len(lanes) * len(height)
+    k, side, long = x.shape[1], len(lanes), len(lanes) * max(1, len(height))
     for block in range(lines.size // ((run + 1) * long)):
         begin, end = block * run, min(k, (block + 1) * run)
-        for t in range(len(height)):
+        for t in range(max(1, len(height))):
             left = rows - t * side
             start = (row + t * side) * k
             for first in range(begin, end, side):
@@ -139,11 +141,55 @@ def _sum(lines: Floats, shared: Any, layout: Any, sums: Floats, lanes: Any, heig
             else:
                 acc = load_lines(lanes, height, width, sums, places, 4 * panel)
             for entry in range(pointers[panel], pointers[panel + 1]):
-                if shared is None:
-                    acc = mac_own(acc, height, width, lines, base, inputs, weights, entry)
-                else:
-                    acc = mac_shared(acc, height, width, lines, base, inputs, weights, entry)
+                acc = mac(acc, shared, height, width, lines, base, inputs, weights, entry)
             store_lines(acc, height, width, sums, places, 4 * panel)
+
+
+@jit
+def _sum_few(lines: Floats, shared: Any, layout: Any, sums: Floats, lanes: Any, height: Any) -> None:
+    """The same where a panel has so few accumulators that they would wait for themselves: four panels in turn.
+
+    Beyond the last panel of a block it is computed again and stored again, the same.
+    """
+    run, blocks, panels, pointers, inputs, weights, places = layout
+    width = (0, 0, 0, 0)
+    for block in range(blocks):
+        base = block * (run + 1) * len(lanes) * max(1, len(height))
+        last = (block + 1) * panels - 1
+        for panel in range(block * panels, last + 1, 4):
+            p1, p2, p3 = min(panel + 1, last), min(panel + 2, last), min(panel + 3, last)
+            e0, e1, e2, e3 = pointers[panel], pointers[p1], pointers[p2], pointers[p3]
+            n0, n1, n2, n3 = pointers[panel + 1], pointers[p1 + 1], pointers[p2 + 1], pointers[p3 + 1]
+            if block == 0:
+                a0 = zeros(lanes, height, width)
+                a1, a2, a3 = a0, a0, a0
+            else:
+                a0 = load_lines(lanes, height, width, sums, places, 4 * panel)
+                a1 = load_lines(lanes, height, width, sums, places, 4 * p1)
+                a2 = load_lines(lanes, height, width, sums, places, 4 * p2)
+                a3 = load_lines(lanes, height, width, sums, places, 4 * p3)
+            for _ in range(min(n0 - e0, n1 - e1, n2 - e2, n3 - e3)):
+                a0 = mac(a0, shared, height, width, lines, base, inputs, weights, e0)
+                a1 = mac(a1, shared, height, width, lines, base, inputs, weights, e1)
+                a2 = mac(a2, shared, height, width, lines, base, inputs, weights, e2)
+                a3 = mac(a3, shared, height, width, lines, base, inputs, weights, e3)
+                e0, e1, e2, e3 = e0 + 1, e1 + 1, e2 + 1, e3 + 1
+            while e0 < n0:
+                a0 = mac(a0, shared, height, width, lines, base, inputs, weights, e0)
+                e0 += 1
+            while e1 < n1:
+                a1 = mac(a1, shared, height, width, lines, base, inputs, weights, e1)
+                e1 += 1
+            while e2 < n2:
+                a2 = mac(a2, shared, height, width, lines, base, inputs, weights, e2)
+                e2 += 1
+            while e3 < n3:
+                a3 = mac(a3, shared, height, width, lines, base, inputs, weights, e3)
+                e3 += 1
+            store_lines(a0, height, width, sums, places, 4 * panel)
+            store_lines(a1, height, width, sums, places, 4 * p1)
+            store_lines(a2, height, width, sums, places, 4 * p2)
+            store_lines(a3, height, width, sums, places, 4 * p3)
 
 
 @jit
@@ -160,8 +206,8 @@ def _finish(
 ) -> None:
     """Lines of sums back into rows, with bias, residual, clamp and codes."""
     bias, low, high = after
-    n, side, long = out.shape[1], len(lanes), len(lanes) * len(height)
-    for t in range(len(height)):
+    n, side, long = out.shape[1], len(lanes), len(lanes) * max(1, len(height))
+    for t in range(max(1, len(height))):
         left = rows - t * side
         for first in range(0, n, side):
             place = (row + t * side) * n + first

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.arch.errors import ModelError
+from gossamer.arch.jit import start_compiler
 from gossamer.arch.numerics import code_range
 from gossamer.kernels.checks import check_array, check_int
 from gossamer.kernels.choose import Decision, usable_features
@@ -39,6 +40,9 @@ _TALLEST = {16: 4}
 """Vectors of rows in a tile by lanes: with four outputs they fill 16 of 32 registers."""
 _TALL = 3
 """The same with shorter vectors: 12 of 16 registers."""
+
+_FEW = 4
+"""So many rows and fewer are one vector together with the outputs of a panel (a height of 0)."""
 
 _kept = threading.local()
 _NOTHING = np.empty(0, dtype=np.float32)
@@ -79,6 +83,9 @@ class FloatLayer:
 
     panels : the weight, [N, K], laid out.  why : the kernel, and the reason for it.
     result : dtype of what a call returns.  with_residual : whether a call takes a residual.
+    threads : over which its rows are divided.  lanes : float32 of a vector.
+    after : bias float32 [N padded], and the bounds of the activation.
+    codes : 1 / scale float32 [N padded], zero point, and the bounds of what is rounded; or None.
     """
 
     panels: FloatPanels
@@ -129,17 +136,18 @@ class FloatLayer:
         if not has_vectors():
             _reference(x, residual, self, out)
             return
-        p, lanes = self.panels, (0,) * self.lanes
+        p, rows, first = self.panels, x.shape[0], 0
         shared = () if p.shared else None
         layout = (p.run, p.blocks, p.panels, p.pointers, p.inputs, p.weights, p.lines)
-        first = 0
-        for height, tiles in _tiles(-(-x.shape[0] // self.lanes), _TALLEST.get(self.lanes, _TALL), self.threads):
-            workers, long = min(self.threads, tiles), self.lanes * height
+        lanes = self.lanes if rows > _FEW else _FEW
+        tallest = _TALLEST.get(lanes, _TALL) if rows > _FEW else 0
+        for height, tiles in _tiles(-(-rows // lanes), tallest, self.threads):
+            workers, long = min(self.threads, tiles), lanes * max(1, height)
             lines, sums = _scratch(workers, p.blocks * (p.run + 1) * long, self.after[0].size * long)
             run = run_parallel if workers > 1 else run_serial
             run(
                 x, first, tiles, shared, layout, self.after, residual, self.codes, out,
-                lines, sums, lanes, (0,) * height,
+                lines, sums, (0,) * lanes, (0,) * height,
             )  # fmt: skip
             first += tiles * long
 
@@ -166,6 +174,8 @@ def prepare_float(
 
     Raises ModelError when an argument does not fit.
     """
+    if has_vectors():
+        start_compiler()
     panels = lay_out(weight)
     n, _ = panels.shape
     check_int("threads", threads, 1)
@@ -237,6 +247,8 @@ def _tiles(vectors: int, tallest: int, threads: int) -> list[tuple[int, int]]:
     >>> _tiles(13, 4, 1), _tiles(13, 4, 2), _tiles(2, 4, 2)
     ([(4, 1), (3, 3)], [(4, 4)], [(1, 2)])
     """
+    if not tallest:
+        return [(0, vectors)]
     count = max(-(-vectors // tallest), min(threads, vectors))
     if threads > 1:
         height = -(-vectors // count)

@@ -2,11 +2,11 @@
 
 A `Tile` value is a list of vectors, `<lanes x float>` each, of a length known to the type, which the compiler keeps in
 registers. As in kernels/intrinsics.py a number that must be known to the compiler is the length of a tuple: `lanes` of
-a vector, `height` vectors of rows side by side, `width` outputs.
+a vector, `height` vectors of rows side by side, `width` outputs. A height of () says that a line is one vector of
+`lanes` rows, and that the lines of all outputs stand in one vector of width * lanes: for few rows.
 
     zeros, load_lines, store_lines    accumulators: width lines of height * lanes floats
-    mac_shared                        acc[c] += x[line of the entry] * its weight c
-    mac_own                           acc[c] += x[line c of the entry] * its weight c
+    mac                               acc[c] += a line of x * weight c of an entry
     turn                              lanes x lanes elements, transposed
     store_tile                        a tile's vectors one below the other
     add_vector, add_tile, clamp       what follows the sums
@@ -34,8 +34,7 @@ __all__ = [
     "add_vector",
     "clamp",
     "load_lines",
-    "mac_own",
-    "mac_shared",
+    "mac",
     "store_codes",
     "store_lines",
     "store_rows",
@@ -106,6 +105,20 @@ class _Site:
         first = ir.Constant(ir.VectorType(_I32, self.lanes), [0] * self.lanes)
         return b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), first)
 
+    def spread(self, vector: Any, lanes: list[int]) -> Any:
+        """These lanes of a vector."""
+        pick = ir.Constant(ir.VectorType(_I32, len(lanes)), lanes)
+        return self.builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), pick)
+
+    def joined(self, vectors: list[Any]) -> Any:
+        """A power of two of vectors, one behind the other."""
+        while len(vectors) > 1:
+            pick = ir.Constant(ir.VectorType(_I32, 2 * vectors[0].type.count), list(range(2 * vectors[0].type.count)))
+            vectors = [
+                self.builder.shuffle_vector(a, c, pick) for a, c in zip(vectors[::2], vectors[1::2], strict=True)
+            ]
+        return vectors[0]
+
     def constant(self, value: float) -> Any:
         return ir.Constant(self.vector, [ir.Constant(_F32, value)] * self.lanes)
 
@@ -164,10 +177,16 @@ def _operation(result: Any, lanes: int, arguments: tuple[Any, ...], body: Callab
 @_operation_of_any_type
 def zeros(typingctx: Any, lanes: Any, height: Any, width: Any) -> tuple[Any, Any]:
     """zeros(lanes, height, width): a tile of width * height vectors of 0."""
-    result = Tile(len(width) * len(height), len(lanes))
+    result = _accumulators(lanes, height, width)
     return _operation(
-        result, len(lanes), (lanes, height, width), lambda site: site.tile([site.constant(0.0)] * result.count)
+        result, result.lanes, (lanes, height, width), lambda site: site.tile([site.constant(0.0)] * result.count)
     )
+
+
+def _accumulators(lanes: Any, height: Any, width: Any) -> Tile:
+    if not len(height):
+        return Tile(1, len(width) * len(lanes))
+    return Tile(len(width) * len(height), len(lanes))
 
 
 @_operation_of_any_type
@@ -178,12 +197,15 @@ def load_lines(
 
     sums : float32, lines of height * lanes, aligned.  lines : uint32.
     """
-    tall, wide = len(height), len(width)
+    result = _accumulators(lanes, height, width)
 
     def body(site: _Site) -> Any:
-        return site.tile([site.load(3, where, align=4 * site.lanes) for where in _places(site, tall, wide)])
+        side = len(lanes)
+        line = ir.VectorType(_F32, side)
+        vectors = [site.load(3, where, line, align=4 * side) for where in _places(site, side, len(height), len(width))]
+        return site.tile(vectors if len(height) else [site.joined(vectors)])
 
-    return _operation(Tile(wide * tall, len(lanes)), len(lanes), (lanes, height, width, sums, lines, first), body)
+    return _operation(result, result.lanes, (lanes, height, width, sums, lines, first), body)
 
 
 @_operation_of_any_type
@@ -191,74 +213,76 @@ def store_lines(
     typingctx: Any, acc: Any, height: Any, width: Any, sums: Any, lines: Any, first: Any
 ) -> tuple[Any, Any]:
     """store_lines(acc, height, width, sums, lines, first): the other way round."""
-    tall, wide = len(height), len(width)
 
     def body(site: _Site) -> None:
-        for vector, where in zip(site.vectors(), _places(site, tall, wide), strict=True):
-            site.builder.store(vector, site.address(3, where, site.vector), align=4 * site.lanes)
+        vectors, wide = site.vectors(), len(width)
+        side = acc.lanes if len(height) else acc.lanes // wide
+        if not len(height):
+            vectors = [site.spread(vectors[0], list(range(c * side, (c + 1) * side))) for c in range(wide)]
+        for vector, where in zip(vectors, _places(site, side, len(height), wide), strict=True):
+            site.builder.store(vector, site.address(3, where, vector.type), align=4 * side)
 
     return _operation(types.none, acc.lanes, (acc, height, width, sums, lines, first), body)
 
 
-def _places(site: _Site, tall: int, wide: int) -> list[Any]:
+def _places(site: _Site, lanes: int, tall: int, wide: int) -> list[Any]:
     """Where the vectors of accumulators lie; arguments 4 and 5 are lines and first."""
     b, found = site.builder, []
     for c in range(wide):
         line = site.integer(4, b.add(site.arguments[5], _const(c)))
-        start = b.mul(line, _const(tall * site.lanes))
-        found += [b.add(start, _const(t * site.lanes)) for t in range(tall)]
+        start = b.mul(line, _const(max(1, tall) * lanes))
+        found += [b.add(start, _const(t * lanes)) for t in range(max(1, tall))]
     return found
 
 
 @_operation_of_any_type
-def mac_shared(
-    typingctx: Any, acc: Any, height: Any, width: Any, x: Any, base: Any, inputs: Any, weights: Any, entry: Any
+def mac(
+    typingctx: Any,
+    acc: Any,
+    shared: Any,
+    height: Any,
+    width: Any,
+    x: Any,
+    base: Any,
+    inputs: Any,
+    weights: Any,
+    entry: Any,
 ) -> tuple[Any, Any]:
-    """mac_shared(acc, height, width, x, base, inputs, weights, entry): one line of x for all outputs.
+    """mac(acc, shared, height, width, x, base, inputs, weights, entry): a line of x times a weight, for every output.
 
-    acc[c, t] += x[base + inputs[entry] * height * lanes + t * lanes : ][:lanes] * weights[entry * width + c]
+    acc[c, t] += x[base + inputs[e] * height * lanes + t * lanes : ][:lanes] * weights[entry * width + c]
+
+    shared : () for one line for all outputs, e = entry; None for one each, e = entry * width + c. Then inputs are uint8
+        and those of an entry are loaded as one word: loads are what this operation waits for.
     """
     tall, wide = len(height), len(width)
+    own = isinstance(shared, types.NoneType)
 
     def body(site: _Site) -> Any:
-        b, vectors, entry_ = site.builder, site.vectors(), site.arguments[7]
-        line = b.add(site.arguments[4], b.mul(site.integer(5, entry_), _const(tall * site.lanes)))
-        seen = [site.load(3, b.add(line, _const(t * site.lanes)), align=4 * site.lanes) for t in range(tall)]
+        b, vectors, entry_ = site.builder, site.vectors(), site.arguments[8]
+        side = site.lanes if tall else site.lanes // wide
+        line, first = ir.VectorType(_F32, side), b.mul(entry_, _const(wide))
+        if own:
+            word = b.zext(site.load(6, first, ir.IntType(8 * wide)), _I64)
+            numbers = [b.and_(b.lshr(word, _const(8 * c)), _const(255)) for c in range(wide)]
+        else:
+            numbers = [site.integer(6, entry_)]
+        starts = [b.add(site.arguments[5], b.mul(number, _const(max(1, tall) * side))) for number in numbers]
+        lines = [
+            [site.load(4, b.add(start, _const(t * side)), line, align=4 * side) for t in range(max(1, tall))]
+            for start in starts
+        ] * (1 if own else wide)
+        if not tall:
+            four = site.load(7, first, ir.VectorType(_F32, wide), align=4)
+            each = site.spread(four, [c for c in range(wide) for _ in range(side)])
+            return site.tile([site.fused(site.joined([seen for (seen,) in lines]), each, vectors[0])])
         for c in range(wide):
-            w = site.splat(site.load(6, b.add(b.mul(entry_, _const(wide)), _const(c)), _F32))
+            w = site.splat(site.load(7, b.add(first, _const(c)), _F32))
             for t in range(tall):
-                vectors[c * tall + t] = site.fused(seen[t], w, vectors[c * tall + t])
+                vectors[c * tall + t] = site.fused(lines[c][t], w, vectors[c * tall + t])
         return site.tile(vectors)
 
-    return _operation(acc, acc.lanes, (acc, height, width, x, base, inputs, weights, entry), body)
-
-
-@_operation_of_any_type
-def mac_own(
-    typingctx: Any, acc: Any, height: Any, width: Any, x: Any, base: Any, inputs: Any, weights: Any, entry: Any
-) -> tuple[Any, Any]:
-    """mac_own(acc, height, width, x, base, inputs, weights, entry): for every output c a line of its own.
-
-    acc[c, t] += x[base + inputs[e] * height * lanes + t * lanes : ][:lanes] * weights[e],    e = entry * width + c
-
-    inputs : uint8, those of an entry loaded as one word: loads are what this operation waits for.
-    """
-    tall, wide = len(height), len(width)
-
-    def body(site: _Site) -> Any:
-        b, vectors = site.builder, site.vectors()
-        first = b.mul(site.arguments[7], _const(wide))
-        word = b.zext(site.load(5, first, ir.IntType(8 * wide)), _I64)
-        for c in range(wide):
-            number = b.and_(b.lshr(word, _const(8 * c)), _const(255))
-            line = b.add(site.arguments[4], b.mul(number, _const(tall * site.lanes)))
-            w = site.splat(site.load(6, b.add(first, _const(c)), _F32))
-            for t in range(tall):
-                seen = site.load(3, b.add(line, _const(t * site.lanes)), align=4 * site.lanes)
-                vectors[c * tall + t] = site.fused(seen, w, vectors[c * tall + t])
-        return site.tile(vectors)
-
-    return _operation(acc, acc.lanes, (acc, height, width, x, base, inputs, weights, entry), body)
+    return _operation(acc, acc.lanes, (acc, shared, height, width, x, base, inputs, weights, entry), body)
 
 
 @_operation_of_any_type
