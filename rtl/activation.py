@@ -107,7 +107,8 @@ class Activation(wiring.Component):
                 window.append(read)
 
         codes = Signal(8 * word)
-        zero, is_signed = Signal(8, reset_less=True), Signal(reset_less=True)
+        zero = Signal(8, reset_less=True)
+        is_signed = Signal(reset_less=True)
         m.d.comb += codes.eq(Cat(*window))
         m.d.sync += [zero.eq(self.zero_point), is_signed.eq(self.is_signed)]
         wide_zero = Signal(OPERAND)

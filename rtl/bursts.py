@@ -55,11 +55,17 @@ class Bursts(wiring.Component):
         m = Module()
         now = Signal(REGION)  # the burst's address, beats left in the row, rows and blocks left
         kept = Signal(REGION)
-        row_start, block_start = Signal(32), Signal(32)  # of the current row and block
-        row_now, block_now = Signal(32), Signal(32)
-        row_beats, row_beats_now = Signal(16), Signal(16)
-        block_rows, block_rows_now = Signal(12), Signal(12)
-        pending, slot_last, accepted = Signal(), Signal(), Signal()
+        row_start = Signal(32)  # of the current row and block
+        block_start = Signal(32)
+        row_now = Signal(32)
+        block_now = Signal(32)
+        row_beats = Signal(16)
+        row_beats_now = Signal(16)
+        block_rows = Signal(12)
+        block_rows_now = Signal(12)
+        pending = Signal()
+        slot_last = Signal()
+        accepted = Signal()
         m.d.comb += now.eq(kept)
         m.d.comb += [row_now.eq(row_start), block_now.eq(block_start)]
         m.d.comb += [row_beats_now.eq(row_beats), block_rows_now.eq(block_rows)]
@@ -74,7 +80,9 @@ class Bursts(wiring.Component):
         to_boundary = Signal(bits_for(per_page + 1))
         m.d.comb += to_boundary.eq(per_page - now.address[: per_page.bit_length() - 1])
         limit = Mux(now.beats < longest, now.beats, longest)
-        row_ends, rows_end, blocks_end = Signal(), Signal(), Signal()
+        row_ends = Signal()
+        rows_end = Signal()
+        blocks_end = Signal()
         m.d.comb += [
             size.eq(Mux(to_boundary < limit, to_boundary, limit)),
             row_ends.eq(size == now.beats),

@@ -158,8 +158,10 @@ class Fifo(wiring.Component):
     def elaborate(self, platform: Any) -> Any:
         m = Module()
         m.submodules.store = store = Regfile(self._width, self._depth)
-        head, tail = Signal(bits_for(self._depth)), Signal(bits_for(self._depth))
-        push, pop = Signal(), Signal()
+        head = Signal(bits_for(self._depth))
+        tail = Signal(bits_for(self._depth))
+        push = Signal()
+        pop = Signal()
         last = self._depth - 1
         m.d.comb += [
             self.full.eq(self.level == self._depth),

@@ -92,7 +92,8 @@ class Core(wiring.Component):
         self._dataflow(m, load, matmul, drain, store)
 
         # Queues, starts and ends.
-        halt, quiet = Signal(), Signal()
+        halt = Signal()
+        quiet = Signal()
         m.d.comb += [
             fetch.run.eq(self.run),
             fetch.halt.eq(halt),

@@ -67,10 +67,15 @@ class Drain(wiring.Component):
         spec, head = self._spec, self.head
         m = Module()
         work = Signal(entry_layout(Op.DRAIN))
-        group, x, y = Signal(8), Signal(9), Signal(9)
+        group = Signal(8)
+        x = Signal(9)
+        y = Signal(9)
         at = Signal(accumulator_bits(spec))
-        place, row = Signal(24), Signal(24)
-        group_ends, x_ends, ends = Signal(), Signal(), Signal()
+        place = Signal(24)
+        row = Signal(24)
+        group_ends = Signal()
+        x_ends = Signal()
+        ends = Signal()
         m.d.comb += [
             group_ends.eq(group == work.column_groups - 1),
             x_ends.eq(x == work.nx - 1),

@@ -62,7 +62,9 @@ class Fetch(wiring.Component):
         flying = Signal(2)  # bursts asked for whose last beat is not here
         left = Mux(begun, remaining, self.length)
         size = Signal(bits_for(burst + 1))
-        decide, burst_done, release = Signal(), Signal(), Signal()
+        decide = Signal()
+        burst_done = Signal()
+        release = Signal()
         slot_free = ~axi.arvalid | axi.arready
         m.d.comb += [
             size.eq(Mux(left < burst, left, burst)),
@@ -92,9 +94,13 @@ class Fetch(wiring.Component):
         depth = 2 * burst
         m.submodules.buffer = buffer = Ram(8 * WORD_BYTES, depth, 8 * spec.fetch_bytes)
         part = Signal(bits_for(beats))
-        tail, head = Signal(bits_for(depth)), Signal(bits_for(depth))
+        tail = Signal(bits_for(depth))
+        head = Signal(bits_for(depth))
         level = Signal(bits_for(depth + 1))
-        ready, read, done, whole = Signal(), Signal(), Signal(), Signal()
+        ready = Signal()
+        read = Signal()
+        done = Signal()
+        whole = Signal()
         m.d.comb += [
             whole.eq(axi.rvalid & (part == beats - 1)),
             buffer.w_en.eq(Mux(axi.rvalid, Const(1, beats) << part, 0)),
@@ -117,7 +123,8 @@ class Fetch(wiring.Component):
 
         # Decode and dispatch.
         m.submodules.decoder = decoder = Decoder(spec)
-        go, full = Signal(), Signal()
+        go = Signal()
+        full = Signal()
         m.d.comb += [decoder.word.eq(self.word), go.eq(ready & ~self.halt & ~self.end_seen & (self.error == 0))]
         with m.Switch(decoder.op):
             for op in Op:

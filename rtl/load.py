@@ -107,7 +107,8 @@ class Load(wiring.Component):
 
         # What the beats to come belong to: every instruction here has a burst in flight or yet to be decided.
         m.submodules.descriptors = queue = Fifo(_DESCRIPTOR.size, spec.outstanding_reads + 2)
-        entry, what = Signal(_DESCRIPTOR), Signal(_DESCRIPTOR)
+        entry = Signal(_DESCRIPTOR)
+        what = Signal(_DESCRIPTOR)
         m.d.comb += [
             *(entry[name].eq(head[name]) for name in ("index", "post", *_KEPT)),
             entry.tile.eq(head.tile_rows * head.tile_beats),
@@ -118,10 +119,15 @@ class Load(wiring.Component):
         ]
 
         # Where the beat on the bus stands in its region.
-        x, y, z = Signal(_WIDTH["beats"]), Signal(_WIDTH["rows"]), Signal(_WIDTH["blocks"])
+        x = Signal(_WIDTH["beats"])
+        y = Signal(_WIDTH["rows"])
+        z = Signal(_WIDTH["blocks"])
         line = Signal(DEST_BITS)  # beats of this load so far
-        at, at_row, at_block = Signal(DEST_BITS), Signal(DEST_BITS), Signal(DEST_BITS)
-        row_ends, rows_end = Signal(), Signal()
+        at = Signal(DEST_BITS)
+        at_row = Signal(DEST_BITS)
+        at_block = Signal(DEST_BITS)
+        row_ends = Signal()
+        rows_end = Signal()
         m.d.comb += [
             row_ends.eq(x == what.beats - 1),
             rows_end.eq(row_ends & (y == what.rows - 1)),
@@ -145,7 +151,8 @@ class Load(wiring.Component):
                 m.d.sync += [z.eq(0), at.eq(0), at_row.eq(0), at_block.eq(0), line.eq(0)]
 
         # Stage 1: bus register.
-        valid, last = Signal(), Signal()
+        valid = Signal()
+        last = Signal()
         held = Signal(_DESCRIPTOR, reset_less=True)
         beat = Signal(8 * spec.axi_bytes, reset_less=True)
         m.d.sync += [valid.eq(axi.rvalid), last.eq(self.last), held.eq(what), beat.eq(axi.rdata)]
@@ -190,7 +197,8 @@ class Load(wiring.Component):
         step = Signal(bits_for(spec.weight_steps))
         phases = spec.group // spec.macs
         phase = Signal(5)
-        step_now, phase_now = Signal.like(step), Signal.like(phase)
+        step_now = Signal.like(step)
+        phase_now = Signal.like(phase)
         weight = valid & (held.kind == LoadKind.WEIGHT)
         record = weight & (held.encoding < Encoding.NATURAL) if spec.dynamic_operands else weight
         starts, dest = delayed(m, begins & record, 1, "starts"), delayed(m, held.dest, 1, "dest")

@@ -61,15 +61,20 @@ class Matmul(wiring.Component):
         spec, head = self._spec, self.head
         m = Module()
         work = Signal(entry_layout(Op.MATMUL))
-        x, y = Signal(9), Signal(9)
-        first, opening = Signal(), Signal()  # the first position of a step; the first step
+        x = Signal(9)
+        y = Signal(9)
+        first = Signal()  # the first position of a step; the first step
+        opening = Signal()
         left = Signal(16)  # steps after this one
-        offset_at, weight_at = Signal(16), Signal(16)
+        offset_at = Signal(16)
+        weight_at = Signal(16)
         at = Signal(bits_for(2 * spec.depth))
         at_start = Signal.like(at)
         window_bits = bits_for(2 * spec.activation_bytes // spec.group)
-        window, row = Signal(window_bits), Signal(window_bits)
-        x_ends, ends = Signal(), Signal()
+        window = Signal(window_bits)
+        row = Signal(window_bits)
+        x_ends = Signal()
+        ends = Signal()
         m.d.comb += [
             x_ends.eq(x == work.nx - 1),
             ends.eq(x_ends & (y == work.ny - 1)),

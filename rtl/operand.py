@@ -72,9 +72,11 @@ class Operand(wiring.Component):
         # `place` is where the beat of this cycle goes; the registers say where the next one does.
         base = Signal.like(place.step)  # first step of the block
         base_now = Signal.like(base)
-        phase_base, phase_base_now = Signal.like(place.phase), Signal.like(place.phase)
+        phase_base = Signal.like(place.phase)
+        phase_base_now = Signal.like(place.phase)
         state = {name: Signal.like(place[name], name=f"next_{name}") for name in ("step", "phase", "mac", "column")}
-        inner, inner_now = Signal(12), Signal(12)  # TRANSPOSED: beats of this column so far
+        inner = Signal(12)  # TRANSPOSED: beats of this column so far
+        inner_now = Signal(12)
         fresh = {"step": self.dest, "phase": 0, "mac": 0, "column": 0}
         m.d.comb += [
             *(place[name].eq(Mux(self.begins, fresh[name], state[name])) for name in state),
@@ -102,7 +104,8 @@ class Operand(wiring.Component):
             step_ends = place.mac == max(1, spec.macs // spec.axi_bytes) - 1
             column_ends = inner_now == self.tile_beats - 1
             block_ends = column_ends & (place.column == spec.columns - 1)
-            step, phase = Signal.like(place.step), Signal.like(place.phase)
+            step = Signal.like(place.step)
+            phase = Signal.like(place.phase)
             advance = Mux(step_ends, spec.weight_banks, 0)
             m.d.comb += [step.eq(place.step + advance), phase.eq(place.phase + advance)]
             m.d.sync += [

@@ -105,7 +105,9 @@ class Pe(wiring.Component):
         # The accumulators, read for the sum and for DRAIN.
         m.submodules.accumulators = store = Regfile(32, 2 * spec.depth, ports=2)
         acc = self.accumulate
-        old, new, begin = Signal(signed(32)), Signal(signed(32)), Signal(signed(32))
+        old = Signal(signed(32))
+        new = Signal(signed(32))
+        begin = Signal(signed(32))
         m.d.comb += [
             store.r_addr.eq(Cat(acc.at, self.drain_at)),
             old.eq(store.r_data[:32]),

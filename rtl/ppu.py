@@ -70,7 +70,8 @@ class Ppu(wiring.Component):
         m = Module()
 
         # Bias, and the residual's distance from its zero point.
-        biased, distance = Signal(signed(33), reset_less=True), Signal(signed(9), reset_less=True)
+        biased = Signal(signed(33), reset_less=True)
+        distance = Signal(signed(9), reset_less=True)
         code = Cat(self.residual, self.residual[7] & self.add.residual_signed).as_signed()
         zero = Cat(self.add.residual_zero, self.add.residual_zero[7] & self.add.residual_signed).as_signed()
         m.d.sync += [biased.eq(self.accumulator + self.bias), distance.eq(Mux(self.add.residual, code - zero, 0))]

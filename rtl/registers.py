@@ -45,9 +45,12 @@ class Registers(wiring.Component):
         m = Module()
         axi = self.axi
         at = {r.name: r.address for r in REGISTERS}
-        done, failed = Signal(), Signal()
-        error, index = Signal(4), Signal(INDEX_BITS)
-        enable, pending = Signal(), Signal()
+        done = Signal()
+        failed = Signal()
+        error = Signal(4)
+        index = Signal(INDEX_BITS)
+        enable = Signal()
+        pending = Signal()
         cycles = Signal(64)
 
         # A write needs its address and its data at once; the response is registered.

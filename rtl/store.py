@@ -84,7 +84,9 @@ class Store(wiring.Component):
 
         # Responses come in the order of the bursts; the last one of an instruction ends it.
         m.submodules.responses = responses = Fifo(_RESPONSE.size, depth)
-        kept, asked, answer = Signal(_RESPONSE), Signal(_RESPONSE), Signal(_RESPONSE)
+        kept = Signal(_RESPONSE)
+        asked = Signal(_RESPONSE)
+        answer = Signal(_RESPONSE)
         with m.If(self.start):
             m.d.sync += [kept.post.eq(head.post), kept.index.eq(head.index)]
         m.d.comb += [
@@ -104,7 +106,8 @@ class Store(wiring.Component):
         # The data of accepted bursts, and the regions they come from.
         m.submodules.lengths = lengths = Fifo(8, depth)
         m.submodules.descriptors = queue = Fifo(_DESCRIPTOR.size, depth)
-        entry, work = Signal(_DESCRIPTOR), Signal(_DESCRIPTOR)
+        entry = Signal(_DESCRIPTOR)
+        work = Signal(_DESCRIPTOR)
         m.d.comb += [
             lengths.push.eq(self.burst),
             lengths.w_data.eq(axi.awlen),
@@ -113,12 +116,21 @@ class Store(wiring.Component):
             queue.push.eq(self.start),
             queue.w_data.eq(Value.cast(entry)),
         ]
-        have, issue, last = Signal(), Signal(), Signal()
-        x, y, z = Signal(_WIDTH["beats"]), Signal(_WIDTH["rows"]), Signal(_WIDTH["blocks"])
-        inner_x, inner_y = Signal(_WIDTH["tile_beats"]), Signal(_WIDTH["tile_rows"])
-        lane_x, lane_row = Signal(8), Signal(8)
-        at, at_row, at_block = Signal(DEST_BITS), Signal(DEST_BITS), Signal(DEST_BITS)
-        row_ends, rows_end = Signal(), Signal()
+        have = Signal()
+        issue = Signal()
+        last = Signal()
+        x = Signal(_WIDTH["beats"])
+        y = Signal(_WIDTH["rows"])
+        z = Signal(_WIDTH["blocks"])
+        inner_x = Signal(_WIDTH["tile_beats"])
+        inner_y = Signal(_WIDTH["tile_rows"])
+        lane_x = Signal(8)
+        lane_row = Signal(8)
+        at = Signal(DEST_BITS)
+        at_row = Signal(DEST_BITS)
+        at_block = Signal(DEST_BITS)
+        row_ends = Signal()
+        rows_end = Signal()
         m.d.comb += [
             row_ends.eq(x == work.beats - 1),
             rows_end.eq(row_ends & (y == work.rows - 1)),
@@ -150,7 +162,8 @@ class Store(wiring.Component):
         ahead = 4
         out = data.StructLayout({"beat": 8 * spec.axi_bytes, "burst_last": 1, "first": 1, "last": 1})
         m.submodules.ahead = fifo = Fifo(out.size, ahead)
-        word, sent = Signal(out), Signal(out)
+        word = Signal(out)
+        sent = Signal(out)
         credit = Signal(range(ahead + 1))  # beats read or being read, not yet taken
         counted = Signal(8)
         burst_last = Signal()

@@ -173,8 +173,8 @@ MUTANTS = (
     Mutant(
         "a register is not reset",
         "cells.py",
-        "head, tail = Signal(bits_for(self._depth)), Signal(bits_for(self._depth))",
-        "head, tail = Signal(bits_for(self._depth), reset_less=True), Signal(bits_for(self._depth))",
+        "head = Signal(bits_for(self._depth))",
+        "head = Signal(bits_for(self._depth), reset_less=True)",
     ),
 )
 
