@@ -49,6 +49,7 @@ def verdict(build: Callable[[Any, Free], None]) -> str:
         folder = Path(name)
         (folder / "proof.il").write_text(convert(m, name="proof", ports=inputs, emit_src=False))
         (folder / "primitives.v").write_text(primitives())
+        watched = " ".join(f"-set {name} {inside}" for name, inside in probes)
         log = run_yosys(
             f"read_rtlil {folder / 'proof.il'}",
             f"read_verilog {folder / 'primitives.v'}",
@@ -61,7 +62,7 @@ def verdict(build: Callable[[Any, Free], None]) -> str:
             "chformal -lower",
             "opt",
             "select -assert-min 1 t:$assert",
-            f"sat -prove-asserts -set-assumes -set rst 0 {' '.join(f'-set {name} {inside}' for name, inside in probes)} -tempinduct -maxsteps {STEPS} proof",
+            f"sat -prove-asserts -set-assumes -set rst 0 {watched} -tempinduct -maxsteps {STEPS} proof",
         )
     if "Induction step proven: SUCCESS!" in log:
         return "proved"

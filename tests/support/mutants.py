@@ -1,16 +1,35 @@
 """Mutants of the hardware: one wrong thing each, made by changing a line of the generator.
 
 `mutated(mutant, spec)` gives the Verilog of a spec from a generator in which `old` stands as `new`. It runs in a
-process of its own, whose import of that one file reads the changed text.
+process of its own, whose import of that one file reads the changed text. `python -m tests.support.mutants` tries all of
+them and prints the score (minutes); names of mutants as arguments try only those.
 """
 
 import json
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from gossamer.arch.errors import SimulationError
 from gossamer.arch.spec import ArchSpec
+from gossamer.rtl.example import example
+from gossamer.rtl.model import Model
+from gossamer.sim.random_programs import random_program
+from gossamer.verification import verify
+
+SPEC = ArchSpec(
+    name="mutant", lanes=4, columns=4, group=8, macs=4, hop=4, depth=6, ppu=1, axi_bytes=8, activation_bytes=256,
+    output_bytes=256, weight_steps=24, offset_steps=32, parameter_channels=16, tables=1, queue_depth=3, fetch_burst=2,
+    read_latency=9, write_latency=5, outstanding_reads=2, outstanding_writes=2, burst_beats=8, broadcast_columns=2,
+    broadcast_lanes=2, dynamic_operands=True,
+)  # fmt: skip
+"""All encodings, a table, groups of columns, windows that begin between words: every mutant changes something."""
+
+PROGRAMS = 40
 
 ROOM = Path(__file__).resolve().parents[2] / "rtl"
 
@@ -218,3 +237,42 @@ def mutated(mutant: Mutant, spec: ArchSpec) -> str:
     if done.returncode:
         raise RuntimeError(f"{mutant.kind}: {done.stderr[-1000:]}")
     return done.stdout
+
+
+def caught_by(text: str) -> str | None:
+    """What is said of the first program that shows the mutant, or None."""
+    with Model(SPEC, text=text, limit=200_000) as model:
+        # Sums that lie halfway between two codes are too rare in random programs.
+        ties = [example(SPEC, shift=shift, largest=2)[0] for shift in (1, 2)]
+        others = (random_program(np.random.default_rng(seed), SPEC, 20) for seed in range(PROGRAMS))
+        for program in (*ties, *others):
+            try:
+                found = verify(program, model=model)
+            except SimulationError as error:
+                return str(error)
+            if found.difference is not None:
+                return found.difference
+    return None
+
+
+def main() -> int:
+    """Try every mutant and print the score."""
+    wanted = sys.argv[1:]
+    survivors, tried = [], 0
+    for mutant in MUTANTS:
+        if wanted and mutant.kind not in wanted:
+            continue
+        begin = time.perf_counter()
+        found = caught_by(mutated(mutant, SPEC))
+        tried += 1
+        if found is None:
+            survivors.append(mutant.kind)
+        print(f"{time.perf_counter() - begin:6.1f} s  {mutant.kind:<50} {(found or 'NOT CAUGHT')[:120]}", flush=True)
+    print(
+        f"{tried - len(survivors)} of {tried} mutants caught" + "".join(f"\nnot caught: {kind}" for kind in survivors)
+    )
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
