@@ -22,16 +22,9 @@ from gossamer.compiler.emit import Emitter
 from gossamer.compiler.heads import check_padding, place_heads, spread
 from gossamer.compiler.layers import Conv, HostSegment, Layer, MatMul, MaxPool, Network
 from gossamer.compiler.mapping import bound, search
-from gossamer.compiler.matmul import (
-    MatMulMapping,
-    MatMulProblem,
-    kept_share,
-    make_matmul,
-    matmul_bound,
-    matmul_mapping,
-    padded_tokens,
-)
+from gossamer.compiler.matmul import MatMulProblem, kept_share, make_matmul, padded_tokens
 from gossamer.compiler.matmul_items import matmul_items
+from gossamer.compiler.matmul_mapping import MatMulMapping, matmul_bound, matmul_mapping
 from gossamer.compiler.narrow import narrow_blocks
 from gossamer.compiler.problem import Problem, make_problem
 from gossamer.compiler.schedule import Item, layer_items

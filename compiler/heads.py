@@ -5,6 +5,7 @@ the tensor's placement spreads them, and layers that read or write it without kn
 the channels in between, which hold the zero point like any other filling.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from gossamer.arch.errors import CapacityError
 from gossamer.arch.layout import Placement
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.layers import Conv, MatMul, MaxPool, Network
+from gossamer.compiler.layers import Conv, Layer, MatMul, MaxPool, Network
+from gossamer.compiler.matmul import packable
 
 __all__ = ["check_padding", "place_heads", "spread"]
 
@@ -26,22 +28,31 @@ def place_heads(network: Network, spec: ArchSpec) -> dict[str, int]:
     heads: dict[str, int] = {}
     for layer in network.layers:
         if isinstance(layer, MatMul):
-            for name in (layer.a, layer.b, layer.output):
-                n, c = network.tensors[name].shape[:2]
-                runs = layer.products // n
-                if (c // runs) % spec.block and runs > 1:
-                    _agree(heads, name, runs, layer.name)
+            for name in _spread_by(layer, network, spec):
+                _agree(heads, name, layer.products // network.tensors[name].shape[0], layer.name)
     changed = bool(heads)
     while changed:  # layers that keep channels apart pass them on
         changed = False
         for layer in network.layers:
-            alike = _alike(layer) if not isinstance(layer, MatMul) else ()
+            alike = _alike(layer)
             runs = max((heads.get(name, 1) for name in alike), default=1)
             for name in alike:
-                if heads.get(name, 1) != runs:
+                if heads.get(name, 1) != runs and not (isinstance(layer, MatMul) and _is_image(layer, name, network)):
                     _agree(heads, name, runs, layer.name)
                     changed = True
     return heads
+
+
+def _spread_by(layer: MatMul, network: Network, spec: ArchSpec) -> Iterator[str]:
+    """Tensors whose heads can neither fill whole blocks nor share them."""
+    for name in (layer.a, layer.b, layer.output):
+        n, c = network.tensors[name].shape[:2]
+        runs = layer.products // n
+        partners = (layer.b, layer.output) if not layer.transposed and name != layer.a else (name,)
+        alike = {network.tensors[p].shape[:2] for p in partners} == {(n, c)}  # V and Y share columns of tiles
+        shared = alike and all(packable(layer, p, c // runs, runs, spec) for p in partners)
+        if runs > 1 and (c // runs) % spec.block and not shared:
+            yield name
 
 
 def _agree(heads: dict[str, int], name: str, runs: int, layer: str) -> None:
@@ -49,8 +60,15 @@ def _agree(heads: dict[str, int], name: str, runs: int, layer: str) -> None:
         raise CapacityError(f"layer {layer!r} takes {name!r} as {runs} heads, and another layer as {heads[name]}")
 
 
-def _alike(layer: Conv | MaxPool) -> tuple[str, ...]:
+def _is_image(layer: MatMul, name: str, network: Network) -> bool:
+    """Whether a tensor's heads are its images."""
+    return network.tensors[name].shape[0] == layer.products
+
+
+def _alike(layer: Layer) -> tuple[str, ...]:
     """Tensors of a layer whose channels stand in the same places."""
+    if isinstance(layer, MatMul):
+        return () if layer.transposed else (layer.b, layer.output)
     others: tuple[str, ...] = (layer.residual,) if isinstance(layer, Conv) and layer.residual else ()
     if isinstance(layer, MaxPool) or layer.groups > 1:
         others += layer.inputs

@@ -1,12 +1,14 @@
-"""A product of two activations as the mapper sees it: positions, column tiles whose weights are B, and how it is cut.
+"""A product of two activations as the mapper sees it: positions, and column tiles whose weights are B.
 
-Every tensor's images and heads are one line of runs of channel blocks, a run for each product: product i reads run i
-of A, takes its weights from run i of B (NATURAL or TRANSPOSED loads, arch/stream.py), and writes run i of Y. All
-products have the same shape, so one mapping and one list of offsets serve all.
+Every tensor's images and heads are one line of channel blocks, in which each product has its run of channels: product i
+reads run i of A, takes its weights from run i of B (NATURAL or TRANSPOSED loads, arch/stream.py), and writes run i of
+Y. All products have the same shape, so one mapping and one list of offsets serve all. A run begins a block of its own,
+or several heads are packed into a block, where loads and tiles can tell them apart (`packable`).
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -17,18 +19,8 @@ from gossamer.arch.layout import Placement
 from gossamer.arch.numerics import code_range
 from gossamer.arch.spec import ArchSpec
 from gossamer.compiler.layers import MatMul
-from gossamer.compiler.tiling import Cost, burst_cost, sub_tile
 
-__all__ = [
-    "Macro",
-    "MatMulMapping",
-    "MatMulProblem",
-    "kept_share",
-    "make_matmul",
-    "matmul_bound",
-    "matmul_mapping",
-    "padded_tokens",
-]
+__all__ = ["MatMulProblem", "Tile", "kept_share", "make_matmul", "packable", "padded_tokens"]
 
 Runs = tuple[tuple[int, int], ...]
 """Steps [first, last) of a column tile that have to be done."""
@@ -38,6 +30,39 @@ def padded_tokens(layer: MatMul, tokens: int, spec: ArchSpec) -> int:
     """Tokens that loads of b take: whole blocks of columns if transposed, else whole steps."""
     unit = spec.block if layer.transposed else spec.macs
     return -(-tokens // unit) * unit
+
+
+def packable(layer: MatMul, name: str, channels: int, runs: int, spec: ArchSpec) -> bool:
+    """Whether heads of so many channels may share the channel blocks of one of the layer's tensors.
+
+    Heads fill their blocks. A's windows and B's selects begin at multiples of the group; a beat of a transposed operand
+    holds whole heads, or a head whole beats. A column tile may hold several heads: each drains the tile up to its own
+    last column, the last head first, so that the others overwrite what is not theirs.
+    """
+    columns, beat = spec.columns, spec.axi_bytes
+    if spec.block % channels or runs * channels % spec.block:
+        return False
+    aligned = channels % spec.group == 0
+    whole_tiles = channels % columns == 0 or (columns % channels == 0 and channels % spec.ppu == 0)
+    rules = []
+    if name == layer.a:
+        rules.append(aligned)
+    if name == layer.b:
+        rules.append(aligned and (beat % channels == 0 or channels % beat == 0) if layer.transposed else whole_tiles)
+    if name == layer.output:
+        rules.append(channels % columns == 0 if layer.transposed else whole_tiles)
+    return all(rules)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A column tile of an output block. index : which one.  first : column of Y in its column 0; below 0 where heads
+    before this one stand in it.  groups : PPU-wide groups of columns up to the last one of this product.
+    """
+
+    index: int
+    first: int
+    groups: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,13 +76,35 @@ class MatMulProblem:
     output: Placement
     out: tuple[int, int]
 
+    # ---- where runs stand ----
+
     def _channels(self, p: Placement) -> int:
         """Channels of a run."""
         return p.shape[0] * p.shape[1] // self.layer.products
 
     def run_blocks(self, p: Placement) -> int:
-        """Channel blocks of a run."""
+        """Channel blocks that a run stands in."""
         return -(-self._channels(p) // p.block)
+
+    def heads_of_block(self, p: Placement) -> int:
+        """Products whose runs share a channel block."""
+        if p.heads > 1 or p.shape[0] == self.layer.products or self._channels(p) % p.block == 0:
+            return 1
+        return p.block // self._channels(p)
+
+    def start(self, p: Placement, product: int) -> tuple[int, int]:
+        """Channel block, counted through all images, and channel in it where a product's run begins."""
+        image, head = divmod(product, self.layer.products // p.shape[0])
+        stride = p.head_blocks * p.block if p.heads > 1 else self._channels(p)
+        block, inside = divmod(head * stride, p.block)
+        return image * p.blocks + block, inside
+
+    @cached_property
+    def together(self) -> int:
+        """Products in a row that are computed together because they share blocks."""
+        return math.lcm(*(self.heads_of_block(p) for p in (self.a, self.b, self.output)))
+
+    # ---- sizes ----
 
     @property
     def tokens(self) -> int:
@@ -79,30 +126,29 @@ class MatMulProblem:
         """Steps of a column tile without a mask."""
         return -(-self.reduction // self.spec.macs)
 
-    @property
-    def loaded_steps(self) -> int:
-        """Steps that the loads of a column tile fill: of TRANSPOSED, whole channel blocks."""
-        if self.layer.transposed:
-            return self.run_blocks(self.b) * self.spec.block // self.spec.macs
-        return self.steps
-
-    @property
-    def tiles_per_block(self) -> int:
-        """Column tiles of an output block."""
-        return self.spec.block // self.spec.columns
-
     @cached_property
-    def tiles(self) -> int:
-        """Column tiles of a product."""
-        return self.run_blocks(self.output) * self.tiles_per_block
+    def loaded_steps(self) -> int:
+        """Steps that the loads of a column tile fill: of TRANSPOSED, whole beats of the run's channel blocks."""
+        if not self.layer.transposed:
+            return self.steps
+        channels = self.run_blocks(self.b) * self.spec.block
+        if self.heads_of_block(self.b) > 1:
+            channels = max(self.reduction, self.spec.axi_bytes)
+        return channels // self.spec.macs
+
+    def first_step(self, product: int) -> int:
+        """Where the product's steps begin among the loaded ones: behind those of other heads in the same beats."""
+        if not self.layer.transposed:
+            return 0
+        return self.start(self.b, product)[1] % self.spec.axi_bytes // self.spec.macs
 
     @cached_property
     def pieces(self) -> Runs:
-        """Steps of a column tile that are on chip at once; most often all."""
+        """Loaded steps of a column tile that are on chip at once; most often all."""
         spec = self.spec
         most = min(spec.weight_steps // 2, spec.offset_steps)
         unit = max(spec.weight_banks if self.layer.transposed else 1, spec.group // spec.macs)
-        whole = spec.block // spec.macs  # a piece of TRANSPOSED is whole channel blocks, or part of one
+        whole = min(spec.block // spec.macs, self.loaded_steps)  # TRANSPOSED: whole channel blocks, or part of one
         if not self.layer.transposed:
             # rows and beats of an instruction
             most = min(most, 4095 // spec.macs, 65535 // (spec.macs * max(1, spec.columns // spec.axi_bytes)))
@@ -116,6 +162,44 @@ class MatMulProblem:
             out += [(s, min(s + size, end)) for s in range(begin, end, size)]
         return tuple(out)
 
+    # ---- what has to be done ----
+
+    def tiles(self, product: int, block: int) -> tuple[Tile, ...]:
+        """Column tiles of a product in one of its output blocks: all of a block of its own, or where its run is."""
+        spec = self.spec
+        inside, end = -block * spec.block, spec.block
+        if self.heads_of_block(self.output) > 1:
+            inside = self.start(self.output, product)[1]
+            end = inside + self.columns
+        first = max(0, inside) // spec.columns
+        return tuple(
+            Tile(
+                index=j,
+                first=j * spec.columns - inside,
+                groups=min(spec.columns, end - j * spec.columns) // spec.ppu,
+            )
+            for j in range(first, -(-end // spec.columns))
+        )
+
+    @cached_property
+    def tile_count(self) -> int:
+        """Column tiles of a product."""
+        return sum(len(self.tiles(0, block)) for block in range(self.run_blocks(self.output)))
+
+    def operand(self, product: int, tile: Tile) -> tuple[int, int, int]:
+        """Where a tile's weights stand in B: channel block, channel in it, token. Tiles with the same share loads."""
+        block, inside = self.start(self.b, product)
+        if self.layer.transposed:
+            return block, inside // self.spec.axi_bytes * self.spec.axi_bytes, tile.first
+        more, inside = divmod(inside + tile.first, self.spec.block)
+        return block + more, inside, 0
+
+    @cached_property
+    def operands(self) -> int:
+        """Different weights of column tiles in the products that are computed together."""
+        blocks = range(self.run_blocks(self.output))
+        return len({self.operand(i, t) for i in range(self.together) for block in blocks for t in self.tiles(i, block)})
+
     def runs(self, low: int, high: int, output_block: int) -> Runs:
         """What positions low .. high - 1 need of an output block's tiles; nothing where all is masked."""
         mask, (rows, keys) = self.layer.mask, self.layer.mask_tile
@@ -127,7 +211,7 @@ class MatMulProblem:
             return ((0, self.steps),) if kept[first // keys : -(-(first + self.spec.block) // keys)].any() else ()
         need = np.zeros(self.steps, dtype=bool)
         for tile in np.flatnonzero(kept):
-            need[int(tile) * keys // self.spec.macs : -(-((tile + 1) * keys) // self.spec.macs)] = True
+            need[int(tile) * keys // self.spec.macs : -(-((int(tile) + 1) * keys) // self.spec.macs)] = True
         need[0] |= not need.any()  # Y is written in any case
         edges = np.flatnonzero(np.diff(need, prepend=False, append=False))
         return tuple((int(s), int(e)) for s, e in edges.reshape(-1, 2))
@@ -161,176 +245,6 @@ def _rows(lanes: int, tokens: int) -> int:
     """Rows that tokens are seen as, so that lanes which are no power of two have work: their odd part, or one."""
     odd = lanes // (lanes & -lanes)
     return odd if tokens % odd == 0 else 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Macro:
-    """A macro tile of a product: where it begins, its positions, and those of a lane."""
-
-    y: int
-    x: int
-    rows: int
-    pixels: int
-    tile: tuple[int, int]
-
-    def tokens(self, width: int) -> tuple[int, int]:
-        """First token and the one behind the last, for maps of this width."""
-        return self.y * width + self.x, (self.y + self.rows - 1) * width + self.x + self.pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatMulMapping:
-    """How every product is cut. grid : log2 of the lane grid's width.  tile : (rows, pixels) of positions per lane.
-
-    resident : all of B's weights stay on chip through a product.
-    """
-
-    grid: int
-    lane_rows: int
-    tile: tuple[int, int]
-    resident: bool
-    cost: Cost
-
-    def macros(self, out: tuple[int, int]) -> Iterator[Macro]:
-        """Macro tiles of a product in order."""
-        width = 1 << self.grid
-        for y in range(0, out[0], self.lane_rows * self.tile[0]):
-            rows = min(out[0] - y, self.lane_rows * self.tile[0])
-            for x in range(0, out[1], width * self.tile[1]):
-                pixels = min(out[1] - x, width * self.tile[1])
-                yield Macro(y=y, x=x, rows=rows, pixels=pixels, tile=(-(-rows // self.lane_rows), -(-pixels // width)))
-
-    def describe(self) -> str:
-        """One line for reports."""
-        kept = "operand resident" if self.resident else "operand loaded for every tile"
-        return f"{self.lane_rows}x{1 << self.grid} lanes of {self.tile[0]}x{self.tile[1]} positions, {kept}"
-
-
-def matmul_mapping(problem: MatMulProblem) -> MatMulMapping:
-    """The cheapest mapping. Raises CapacityError when not even one position a lane fits."""
-    spec, (rows, pixels) = problem.spec, problem.out
-    best: MatMulMapping | None = None
-    for grid in range(spec.lanes.bit_length()):
-        lane_rows = max(1, min(spec.lanes >> grid, rows))
-        for ty in _even(-(-rows // lane_rows)):
-            for tx in _even(-(-pixels // (1 << grid))):
-                if not _fits(problem, (ty, tx)):
-                    continue
-                found = _priced(problem, grid, lane_rows, (ty, tx))
-                if best is None or found.cost.cycles < best.cost.cycles:
-                    best = found
-    if best is None:
-        need = problem.run_blocks(problem.a) * spec.block
-        raise CapacityError(
-            f"layer {problem.layer.name!r} does not fit spec {spec.name!r}: a position reads {need} bytes and writes "
-            f"{spec.block}, and a lane holds activation_bytes = {spec.activation_bytes}, output_bytes = "
-            f"{spec.output_bytes}; steps of a tile take up to {problem.pieces[0][1]} of weight_steps = "
-            f"{spec.weight_steps} and of offset_steps = {spec.offset_steps}"
-        )
-    return best
-
-
-def _even(size: int) -> list[int]:
-    """Sizes that cut `size` into equal pieces, each once."""
-    return sorted({-(-size // k) for k in range(1, size + 1)})
-
-
-def _fits(problem: MatMulProblem, tile: tuple[int, int]) -> bool:
-    """Whether a macro tile's data stand in the buffers, and its sizes in the instructions."""
-    spec, positions = problem.spec, tile[0] * tile[1]
-    bank = problem.run_blocks(problem.a) * positions * spec.block
-    steps = max(e - s for s, e in problem.pieces)
-    return (
-        bank <= spec.activation_bytes
-        and positions * spec.block <= spec.output_bytes
-        and steps <= spec.weight_steps
-        and -(-steps // (spec.axi_bytes // 2)) * (spec.axi_bytes // 2) <= spec.offset_steps
-        and tile[1] * spec.block_beats < 1 << 12
-        and tile[0] < 1 << 10
-        and bank // spec.hop <= 1 << 16
-    )
-
-
-def _priced(problem: MatMulProblem, grid: int, lane_rows: int, tile: tuple[int, int]) -> MatMulMapping:
-    """A mapping with the cycles of all products: the slowest of array, buses and FETCH, and what cannot overlap."""
-    spec, layer = problem.spec, problem.layer
-    whole = problem.tiles * problem.loaded_steps
-    resident = whole <= spec.weight_steps
-    mapping = MatMulMapping(grid=grid, lane_rows=lane_rows, tile=tile, resident=resident, cost=_NOTHING)
-    blocks, blocks_read = problem.run_blocks(problem.output), problem.run_blocks(problem.a)
-    array = ppu = read = write = 0.0
-    items = 0
-    operand = _operand_beats(problem)
-    row = tile[1] * spec.block_beats << grid
-    read_row, write_row = (float(burst_cost(spec, row, write=w)) for w in (False, True))
-    for macro in mapping.macros(problem.out):
-        ny, nx = sub_tile(macro.tile, spec.depth)
-        corners = -(-macro.tile[0] // ny) * -(-macro.tile[1] // nx)
-        positions = macro.tile[0] * macro.tile[1]
-        beats = macro.rows * macro.pixels * spec.block_beats
-        for block in range(blocks):
-            runs = problem.runs(*macro.tokens(problem.out[1]), block)
-            if not runs:
-                continue
-            steps = sum(e - s for s, e in runs)
-            array += problem.tiles_per_block * max(steps, spec.column_groups) * positions
-            ppu += problem.tiles_per_block * spec.column_groups * positions
-            items += problem.tiles_per_block * corners * len(runs) * len(problem.pieces)
-            write += beats * write_row
-            if not resident:
-                read += operand / blocks * (corners if len(problem.pieces) > 1 else 1)
-        read += beats * blocks_read * read_row
-    read += operand if resident else 0.0
-    # A buffer that holds only one tile stands idle while the next one is loaded or stored.
-    held = tile[0] * tile[1] * spec.block
-    single = (
-        read if 2 * held * blocks_read > spec.activation_bytes or (resident and 2 * whole > spec.weight_steps) else 0
-    )
-    single += write if 2 * held > spec.output_bytes else 0
-    array, ppu, read, write, single = (
-        layer.products * cycles for cycles in (array, ppu, *(spec.beat_interval * b for b in (read, write, single)))
-    )
-    start = spec.read_latency + (held * blocks_read / spec.axi_bytes * spec.lanes + operand / problem.tiles)
-    finish = spec.write_latency + held / spec.axi_bytes * spec.lanes
-    fetch = layer.products * items * 3 * spec.fetch_beats
-    cost = Cost(
-        cycles=max(array, read, write, fetch) + single + start + finish + 2.0 * layer.products * items,
-        array=array,
-        ppu=ppu,
-        read=read,
-        write=write,
-        start=start,
-        finish=finish,
-    )
-    return replace(mapping, cost=cost)
-
-
-_NOTHING = Cost(cycles=0, array=0, ppu=0, read=0, write=0, start=0, finish=0)
-
-
-def _operand_beats(problem: MatMulProblem) -> float:
-    """Beats for all weights of a product, short bursts counted as what they cost."""
-    spec = problem.spec
-    if problem.layer.transposed:
-        beats = problem.tiles * spec.columns * problem.run_blocks(problem.b) * spec.block_beats
-        return beats * float(burst_cost(spec, spec.columns * spec.block_beats, write=False))
-    of_token = max(1, spec.columns // spec.axi_bytes)
-    beats = problem.tiles * problem.steps * spec.macs * of_token
-    row = problem.steps * spec.macs * of_token if of_token == spec.block_beats else of_token
-    return beats * float(burst_cost(spec, row, write=False))
-
-
-def matmul_bound(problem: MatMulProblem) -> tuple[float, int, int]:
-    """Lower bound of a layer: (array cycles with the steps it takes, beats read, beats written, each once)."""
-    spec, layer = problem.spec, problem.layer
-    steps = problem.tiles * problem.steps * problem.tokens * kept_share(problem)
-    inputs = problem.tokens * problem.reduction + problem.reduction * problem.columns
-    read = layer.products * inputs // spec.axi_bytes
-    return (
-        layer.products * steps / spec.lanes,
-        read,
-        layer.products * problem.tokens * problem.columns // spec.axi_bytes,
-    )
 
 
 def kept_share(problem: MatMulProblem) -> float:

@@ -13,12 +13,16 @@ from gossamer.arch.numerics import make_requant
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.stream import encode_offsets
 from gossamer.compiler.constants import ConstantPool
-from gossamer.compiler.matmul import Macro, MatMulMapping, MatMulProblem
+from gossamer.compiler.matmul import MatMulProblem, Tile
+from gossamer.compiler.matmul_mapping import Macro, MatMulMapping
 from gossamer.compiler.rings import Chunk, Load, Region
 from gossamer.compiler.schedule import Item
 from gossamer.compiler.tiling import sub_tile
 
 __all__ = ["matmul_items"]
+
+Key = tuple[int, int, int, int]
+"""Where weights stand in B (MatMulProblem.operand), and which piece of the reduction they are."""
 
 
 def matmul_items(index: int, problem: MatMulProblem, mapping: MatMulMapping, pool: ConstantPool) -> list[Item]:
@@ -32,8 +36,10 @@ class _Builder:
     problem: MatMulProblem
     mapping: MatMulMapping
     pool: ConstantPool
-    weights: dict[tuple[int, int], Chunk] = field(default_factory=dict)
-    """Weights that stay for a product, by column tile and piece."""
+    acts: dict[int, Chunk] = field(default_factory=dict)
+    """A of a macro tile, by channel block."""
+    weights: dict[Key, Chunk] = field(default_factory=dict)
+    """Weights that stay for the products that are computed together."""
     whole: Chunk | None = None
     """Their reservation."""
     offsets: dict[int, Chunk] = field(default_factory=dict)
@@ -47,54 +53,72 @@ class _Builder:
         """All items in order."""
         problem = self.problem
         drain, parameter, table = self._epilogue()
-        for product in range(problem.layer.products):
+        for first in range(0, problem.layer.products, problem.together):
             self.weights, self.whole = {}, None
             for macro in self.mapping.macros(problem.out):
-                tokens = macro.tokens(problem.out[1])
-                blocks = [
-                    (b, runs) for b in range(problem.run_blocks(problem.output)) if (runs := problem.runs(*tokens, b))
-                ]
-                if not blocks:
-                    continue
-                act = self._act_chunk(product, macro, [run for _, runs in blocks for run in runs])
-                for block, runs in blocks:
-                    out = self._out_chunk(macro)
-                    for tile in range(problem.tiles_per_block):
-                        made = list(self._tile_items(product, macro, block * problem.tiles_per_block + tile, runs, act))
+                self.acts = {}
+                for sharing in self._sharing(first):
+                    for block in range(problem.run_blocks(problem.output)):
+                        made = list(self._block_items(sharing, macro, block))
                         for item in made:
                             if item.drain is not None:
-                                item.drain |= drain | {"dest": item.drain["dest"] + tile * self.spec.column_groups}
-                                item.parameter, item.table, item.out = parameter, table, out
-                        if tile == problem.tiles_per_block - 1:
-                            made[-1].store, made[-1].writes = self._store(product, macro, block)
+                                item.drain |= drain
+                                item.parameter, item.table = parameter, table
+                        if made:
+                            made[-1].store, made[-1].writes = self._store(sharing[0], macro, block)
                         yield from made
 
+    def _sharing(self, first: int) -> Iterator[range]:
+        """Products from `first` on that are computed together, by output block."""
+        step = self.problem.heads_of_block(self.problem.output)
+        for begin in range(first, first + self.problem.together, step):
+            yield range(begin, begin + step)
+
+    def _block_items(self, products: range, macro: Macro, block: int) -> Iterator[Item]:
+        """Items of an output block of a macro tile. The last head comes first: see `packable`."""
+        problem = self.problem
+        tokens = macro.tokens(problem.out[1])
+        runs = problem.runs(*tokens, block)
+        if not runs:
+            return
+        blocks = range(problem.run_blocks(problem.output))
+        needed = [run for b in blocks for run in problem.runs(*tokens, b)]
+        out = self._out_chunk(macro)
+        for product in reversed(products):
+            act = self._act_chunk(product, macro, needed)
+            for tile in problem.tiles(product, block):
+                yield from self._tile_items(product, macro, tile, runs, act, out)
+
     def _tile_items(
-        self, product: int, macro: Macro, tile: int, runs: tuple[tuple[int, int], ...], act: Chunk
+        self, product: int, macro: Macro, tile: Tile, runs: tuple[tuple[int, int], ...], act: Chunk, out: Chunk
     ) -> Iterator[Item]:
         """Items of one column tile of one macro tile: sub-tiles outside, runs of steps inside."""
         spec, problem = self.spec, self.problem
         a, windows = problem.a, spec.block // spec.group
+        inside = problem.start(a, product)[1] // spec.group  # where this head's windows begin
+        skipped = problem.first_step(product)
         ny, nx = sub_tile(macro.tile, spec.depth)
         parts = [
-            (piece, max(first, s), min(last, e))
+            (piece, max(first, s + skipped), min(last, e + skipped))
             for piece, (first, last) in enumerate(problem.pieces)
             for s, e in runs
-            if max(first, s) < min(last, e)
+            if max(first, s + skipped) < min(last, e + skipped)
         ]
-        again: dict[tuple[int, int], Chunk] = {}  # weights that this tile shares between its sub-tiles
+        bank = self.mapping.tile[1]  # a row in the activation bank, the same for all macro tiles
+        again: dict[Key, Chunk] = {}  # weights that this tile shares between its sub-tiles
         for y in range(0, macro.tile[0], ny):
             for x in range(0, macro.tile[1], nx):
                 rows, pixels = min(ny, macro.tile[0] - y), min(nx, macro.tile[1] - x)
-                bank = self.mapping.tile[1]  # a row in the activation bank, the same for all macro tiles
                 if len(problem.pieces) > 1:
                     again = {}
                 for n, (piece, first, last) in enumerate(parts):
+                    weight = self._weight_chunk(product, tile, piece, again)
+                    offset, begin = self._offset_chunk(piece, skipped)
                     item = Item(
                         layer=self.index,
                         act=act,
-                        weight=self._weight_chunk(product, tile, piece, again),
-                        offset=self._offset_chunk(piece),
+                        weight=weight,
+                        offset=offset,
                         matmul={
                             "mode": int(MatmulMode.SUM),
                             "signed": int(a.signed),
@@ -102,8 +126,8 @@ class _Builder:
                             "accumulate": int(n > 0),
                             "steps": last - first,
                             "weight_base": first - problem.pieces[piece][0],
-                            "offset_base": first - problem.pieces[piece][0],
-                            "act_base": (y * bank + x) * windows,
+                            "offset_base": first - begin,
+                            "act_base": (y * bank + x) * windows + inside,
                             "nx": pixels,
                             "ny": rows,
                             "sx": windows,
@@ -111,36 +135,36 @@ class _Builder:
                         },
                     )
                     if n == len(parts) - 1:
-                        groups = spec.block // spec.ppu
+                        element = (y * macro.tile[1] + x) * spec.block + tile.index * spec.columns
+                        item.out = out
                         item.drain = {
                             "nx": pixels,
                             "ny": rows,
-                            "dest": (y * macro.tile[1] + x) * groups,
-                            "sx": groups,
-                            "sy": macro.tile[1] * groups,
+                            "column_groups": tile.groups,
+                            "dest": element // spec.ppu,
+                            "sx": spec.block // spec.ppu,
+                            "sy": macro.tile[1] * spec.block // spec.ppu,
                         }
                     yield item
 
     # ---- places ----
 
-    def _region(self, p: Placement, product: int, block: int, low: int, high: int) -> Region:
-        """Pixels low .. high - 1 of a block of a product's run, as (tensor, image, block, ...)."""
-        image, of_image = divmod(product * self.problem.run_blocks(p) + block, p.blocks)
-        return p.name, image, of_image, low, high
+    def _region(self, p: Placement, block: int, low: int, high: int) -> Region:
+        """Pixels low .. high - 1 of a block, counted through all images, as (tensor, image, block, ...)."""
+        return p.name, *divmod(block, p.blocks), low, high
 
-    def _beat(self, p: Placement, product: int, block: int, pixel: int) -> int:
-        """Beat address of a pixel of a block of a product's run."""
-        at = (product * self.problem.run_blocks(p) + block) * p.rows * p.pixels + pixel
-        return p.address // self.spec.axi_bytes + at * self.spec.block_beats
+    def _beat(self, p: Placement, block: int, pixel: int) -> int:
+        """Beat address of a pixel of a block, counted through all images."""
+        return p.address // self.spec.axi_bytes + (block * p.rows * p.pixels + pixel) * self.spec.block_beats
 
     def _first_pixel(self, p: Placement, macro: Macro) -> int:
         return _origin(p) + macro.y * self.problem.out[1] + macro.x
 
-    def _tiled(self, p: Placement, product: int, block: int, macro: Macro) -> dict[str, int]:
+    def _tiled(self, p: Placement, block: int, macro: Macro) -> dict[str, int]:
         """Fields of a LOAD or STORE of a macro tile, from this block on."""
         bb = self.spec.block_beats
         return {
-            "address": self._beat(p, product, block, self._first_pixel(p, macro)),
+            "address": self._beat(p, block, self._first_pixel(p, macro)),
             "beats": macro.pixels * bb,
             "rows": macro.rows,
             "row_stride": self.problem.out[1] * bb,
@@ -158,10 +182,13 @@ class _Builder:
     def _act_chunk(self, product: int, macro: Macro, runs: list[tuple[int, int]]) -> Chunk:
         """A of a macro tile: the channel blocks that some run of steps reads."""
         spec, problem, a = self.spec, self.problem, self.problem.a
+        start, _ = problem.start(a, product)
+        if start in self.acts:
+            return self.acts[start]
         first = min(s for s, _ in runs) * spec.macs // spec.block
         last = min(-(-max(e for _, e in runs) * spec.macs // spec.block), problem.run_blocks(a))
         positions = self.mapping.tile[0] * self.mapping.tile[1]
-        fields = self._tiled(a, product, first, macro) | {
+        fields = self._tiled(a, start + first, macro) | {
             "dest": first * positions * spec.block_beats,
             "blocks": last - first,
             "block_stride": a.block_bytes // spec.axi_bytes,
@@ -171,55 +198,59 @@ class _Builder:
             "step_rows": macro.tile[0],
         }
         pixels = self._pixels(a, macro)
-        reads = tuple(self._region(a, product, b, *pixels) for b in range(first, last))
-        return Chunk(
+        reads = tuple(self._region(a, b, *pixels) for b in range(start + first, start + last))
+        self.acts[start] = chunk = Chunk(
             ring="activation",
             size=problem.run_blocks(a) * positions * spec.block,
             align=spec.activation_row_bytes,
             per_unit=spec.axi_bytes,
             loads=[Load(fields=fields, reads=reads)],
         )
+        return chunk
 
-    def _weight_chunk(self, product: int, tile: int, piece: int, again: dict[tuple[int, int], Chunk]) -> Chunk:
-        kept, key = self.weights if self.mapping.resident else again, (tile, piece)
-        if key not in kept:
-            transposed = self.problem.layer.transposed
-            first, last = self.problem.pieces[piece]
-            load = self._transposed if transposed else self._natural
-            align = self.spec.weight_banks if transposed else 1
-            kept[key] = chunk = Chunk(
-                ring="weight", size=last - first, align=align, loads=load(product, tile, first, last)
-            )
-            if self.mapping.resident:  # all in one place, so that loads ahead cannot break up the buffer
-                size = self.problem.loaded_steps
-                self.whole = self.whole or Chunk(ring="weight", size=self.problem.tiles * size, align=align, loads=[])
-                chunk.whole, chunk.within = self.whole, tile * size + first
-        return kept[key]
+    def _weight_chunk(self, product: int, tile: Tile, piece: int, again: dict[Key, Chunk]) -> Chunk:
+        problem = self.problem
+        where = problem.operand(product, tile)
+        kept, key = self.weights if self.mapping.resident else again, (*where, piece)
+        if key in kept:
+            return kept[key]
+        transposed = problem.layer.transposed
+        first, last = problem.pieces[piece]
+        load = self._transposed if transposed else self._natural
+        align = self.spec.weight_banks if transposed else 1
+        kept[key] = chunk = Chunk(ring="weight", size=last - first, align=align, loads=[load(where, first, last)])
+        if self.mapping.resident:  # all in one place, so that loads ahead cannot break up the buffer
+            size = problem.loaded_steps
+            self.whole = self.whole or Chunk(ring="weight", size=problem.operands * size, align=align, loads=[])
+            at = list(dict.fromkeys(k[:3] for k in kept)).index(where)
+            chunk.whole, chunk.within = self.whole, at * size + first
+        return chunk
 
-    def _natural(self, product: int, tile: int, first: int, last: int) -> list[Load]:
+    def _natural(self, where: tuple[int, int, int], first: int, last: int) -> Load:
         """Steps of a column tile from B's tokens: as many rows of its channels."""
         spec, b = self.spec, self.problem.b
-        block, index = divmod(tile, self.problem.tiles_per_block)
+        block, channel, _ = where
         low, high = _origin(b) + first * spec.macs, _origin(b) + last * spec.macs
-        beat, byte = divmod(index * spec.columns, spec.axi_bytes)
+        beat, byte = divmod(channel // spec.columns * spec.columns, spec.axi_bytes)
         beats = max(1, spec.columns // spec.axi_bytes)
         shape = {"beats": beats, "rows": high - low, "row_stride": spec.block_beats}
         if beats == spec.block_beats:
             shape = {"beats": (high - low) * beats, "rows": 1}
         fields = {
             "encoding": int(Encoding.NATURAL),
-            "address": self._beat(b, product, block, low) + beat,
+            "address": self._beat(b, block, low) + beat,
             "blocks": 1,
             "step_beats": byte // spec.columns,
             **shape,
         }
-        return [Load(fields=fields, reads=(self._region(b, product, block, low, high),))]
+        return Load(fields=fields, reads=(self._region(b, block, low, high),))
 
-    def _transposed(self, product: int, tile: int, first: int, last: int) -> list[Load]:
+    def _transposed(self, where: tuple[int, int, int], first: int, last: int) -> Load:
         """Steps of a column tile from B's channels: a row for every token that is a column of the tile."""
         spec, b, bb = self.spec, self.problem.b, self.spec.block_beats
-        low = _origin(b) + tile * spec.columns
-        block, inside = divmod(first * spec.macs, spec.block)
+        start, channel, token = where
+        low = _origin(b) + token
+        more, inside = divmod(channel + first * spec.macs, spec.block)
         of_token = min((last - first) * spec.macs // spec.axi_bytes, bb)
         blocks = max(1, (last - first) * spec.macs // spec.block)
         shape = {"beats": of_token, "rows": spec.columns, "row_stride": bb}
@@ -227,21 +258,27 @@ class _Builder:
             shape = {"beats": spec.columns * bb, "rows": 1}
         fields = {
             "encoding": int(Encoding.TRANSPOSED),
-            "address": self._beat(b, product, block, low) + inside // spec.axi_bytes,
+            "address": self._beat(b, start + more, low) + inside // spec.axi_bytes,
             "blocks": blocks,
             "block_stride": b.block_bytes // spec.axi_bytes,
             "tile_beats": of_token,
             **shape,
         }
-        reads = tuple(self._region(b, product, k, low, low + spec.columns) for k in range(block, block + blocks))
-        return [Load(fields=fields, reads=reads)]
+        whole = range(start + more, start + more + blocks)
+        return Load(fields=fields, reads=tuple(self._region(b, k, low, low + spec.columns) for k in whole))
 
-    def _offset_chunk(self, piece: int) -> Chunk:
-        """Offsets of a piece: windows in order, block by block as the activation bank has them."""
-        if piece in self.offsets:
-            return self.offsets[piece]
+    def _offset_chunk(self, piece: int, skipped: int) -> tuple[Chunk, int]:
+        """Offsets of a piece, and the loaded step that the first of them is for.
+
+        Windows come in order, block by block as the activation bank has them. skipped : loaded steps in front of the
+        product's own.
+        """
         spec = self.spec
         first, last = self.problem.pieces[piece]
+        if len(self.problem.pieces) == 1:
+            first, last = 0, self.problem.steps
+        if piece in self.offsets:
+            return self.offsets[piece], first + skipped
         window = np.arange(first, last) * spec.macs // spec.group * spec.group
         block, inside = np.divmod(window, spec.block)
         positions = self.mapping.tile[0] * self.mapping.tile[1]
@@ -251,7 +288,7 @@ class _Builder:
         chunk = Chunk(ring="offset", size=data.size // 2, align=entries, per_unit=entries, loads=[Load(fields=load)])
         if len(self.problem.pieces) == 1:
             self.offsets[piece] = chunk
-        return chunk
+        return chunk, first + skipped
 
     def _out_chunk(self, macro: Macro) -> Chunk:
         spec = self.spec
@@ -260,8 +297,8 @@ class _Builder:
 
     def _store(self, product: int, macro: Macro, block: int) -> tuple[dict[str, int], Region]:
         output = self.problem.output
-        fields = self._tiled(output, product, block, macro) | {"blocks": 1}
-        return fields, self._region(output, product, block, *self._pixels(output, macro))
+        at = self.problem.start(output, product)[0] + block
+        return self._tiled(output, at, macro) | {"blocks": 1}, self._region(output, at, *self._pixels(output, macro))
 
     # ---- epilogue ----
 
@@ -283,7 +320,6 @@ class _Builder:
             loads=[self._constant(data)],
         )
         drain = {
-            "column_groups": spec.column_groups,
             "param_base": 0,
             "zero_point": layer.zero_point,
             "lo": layer.lo,

@@ -106,6 +106,34 @@ def test_projections_around_a_product(seed: int) -> None:
         check_exact(network, spec, seed % 1000)
 
 
+PACKED = [
+    ("tiny", {}, 4, 4),  # two heads a block, a column tile each
+    ("edge", {}, 8, 4),  # two heads a column tile
+    ("server", {}, 32, 4),
+    ("server", {}, 16, 8),  # four heads a tile, and a beat of 64 channels
+    ("tiny", {"columns": 16, "axi_bytes": 4, "macs": 1, "output_bytes": 1024}, 8, 4),  # two beats a head
+    ("tiny", {"columns": 16, "axi_bytes": 4, "macs": 4, "group": 8, "output_bytes": 1024}, 8, 2),
+]
+
+
+@pytest.mark.parametrize(("preset", "changes", "width", "heads"), PACKED)
+def test_heads_share_channel_blocks(preset: str, changes: dict, width: int, heads: int) -> None:
+    """Nothing is spread, so that projections cost no more than their channels, and every head finds its own."""
+    spec = ArchSpec.load(preset).evolve(**changes)
+    rng = np.random.default_rng(width)
+    for tokens, keys in ((12, 2 * spec.block), (21, spec.block // 2)):
+        program = check_exact(attention(rng, 2, heads, tokens, keys, width, merged=True), spec, heads)
+        assert all(program.tensors[name].heads == 1 for name in ("q", "k", "v", "context"))
+    mixed = attention(rng, 1, heads, 9, 10, width)
+    check_exact(mixed, spec, 1)
+
+
+def test_heads_that_fill_no_block_are_spread() -> None:
+    """Three heads of 32 channels on blocks of 64: the last block would be half a head's."""
+    program = check_exact(attention(np.random.default_rng(3), 1, 3, 8, 8, 32, merged=True), ArchSpec.load("server"), 4)
+    assert [program.tensors[name].heads for name in "qkv"] == [3, 3, 3]
+
+
 MASKS = {
     "causal": np.tril(np.ones((8, 8), bool)),
     "window": np.abs(np.subtract.outer(np.arange(8), np.arange(8))) <= 1,
