@@ -1,13 +1,18 @@
-"""What pruning costs in accuracy and saves in steps: python benchmarks/sparsity.py {minilm,steps,allocation}.
+"""What pruning costs in accuracy and saves in steps: python benchmarks/sparsity.py {minilm,steps,allocation,nm}.
 
 minilm      cosine of sentence embeddings with those of the dense float model, by pattern and sparsifier, in float and
             in int8 (the quantised graph in onnxruntime, which the Program equals to the bit or one step), and the mean
             reconstruction error of the layers. Calibrated on prose of Python's reference, tried on other sentences.
+steps       steps of all layers before and after channels are reordered, against the bound (useful nonzeros over the
+            MACs of a step, for every column tile).
+nm          magnitude that N:M keeps before and after input channels are reordered.
+allocation  error and cycles of the rules that distribute zeros among layers, on MiniLM.
 """
 
 import argparse
 import time
 import warnings
+from collections.abc import Iterator
 from pydoc_data.topics import topics
 
 import numpy as np
@@ -18,26 +23,31 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from gossamer.arch.spec import ArchSpec
 from gossamer.compiler.calibrate import samples
+from gossamer.compiler.equalise import equalise
 from gossamer.compiler.export import export_model
 from gossamer.compiler.fuse import fuse
-from gossamer.compiler.ops import Linear
+from gossamer.compiler.graph import Graph
+from gossamer.compiler.layout import array_weight
+from gossamer.compiler.ops import Conv, Linear
 from gossamer.compiler.passes import import_model, run_passes
+from gossamer.compiler.patterns import channel_rows
+from gossamer.compiler.permute import layer_steps, reorder_steps, useful_steps
 from gossamer.compiler.quantise import quantise
+from gossamer.compiler.sparsifiers.cycles import layer_cycles
 from gossamer.compiler.sparsifiers.inputs import input_moments
+from gossamer.compiler.sparsifiers.interface import SPARSIFIERS
 from gossamer.compiler.sparsify import prune
 
 LENGTH = 32
 """Tokens of a sentence; the longest to be tried has 17."""
 
 
-METHODS = (("magnitude", False), ("wanda", False), ("wanda", True), ("sparsegpt", False), ("sparsegpt", True))
-"""Sparsifiers, and whether a layer's inputs are measured after the layers before it were pruned."""
-
-
 def embeddings(model: onnx.ModelProto, feeds: list[sources.Feed]) -> NDArray[np.float32]:
     """Sentence vectors, float32 [sentences, features]."""
     options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # round exactly where written
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return np.concatenate([session.run(None, feed)[0] for feed in feeds])
@@ -56,7 +66,7 @@ def prose(count: int, length: int) -> list[sources.Feed]:
     return sources.tokens(tuple(" ".join(piece) for piece in pieces[::step][:count]), length)
 
 
-def minilm(console: Console, patterns: list[str], count: int) -> None:
+def minilm(console: Console, patterns: list[str], count: int, sequential: bool) -> None:
     """Rank the sparsifiers on a real sentence encoder."""
     source = sources.load("minilm")
     graph = run_passes(import_model(source.model, {"batch": 1, "sequence": LENGTH}), until="legalise")
@@ -66,19 +76,19 @@ def minilm(console: Console, patterns: list[str], count: int) -> None:
     dense = embeddings(export_model(graph), trial)
     table = Table(
         title=f"MiniLM, {len(trial)} sentences against the dense float model; calibrated on {count} pieces of prose"
+        + ", layer after layer" * sequential
     )
     for column in ("pattern", "sparsifier", "cosine float", "cosine int8", "mean error", "seconds"):
         table.add_column(column, justify="left" if column in ("pattern", "sparsifier") else "right")
     table.add_row("dense", "", "1.0000", f"{cosine(dense, int8(graph, calibration, trial)):.4f}", "", "")
     for pattern in patterns:
-        for name, sequential in METHODS:
-            begin = time.perf_counter()
+        for name in SPARSIFIERS:
+            begin = time.process_time()
             known = None if sequential else moments
             pruned, report = prune(
                 graph, pattern, sparsifier=name, sequential=sequential, calibration=calibration, moments=known
             )
-            name += ", sequential" * sequential
-            seconds = time.perf_counter() - begin
+            seconds = time.process_time() - begin
             real = cosine(dense, embeddings(export_model(pruned), trial))
             error = np.mean([layer.error for layer in report])
             whole = cosine(dense, int8(pruned, calibration, trial))
@@ -86,20 +96,124 @@ def minilm(console: Console, patterns: list[str], count: int) -> None:
     console.print(table)
 
 
-def int8(graph, calibration: list[sources.Feed], trial: list[sources.Feed]) -> NDArray[np.float32]:  # type: ignore[no-untyped-def]
+def int8(graph: Graph, calibration: list[sources.Feed], trial: list[sources.Feed]) -> NDArray[np.float32]:
     """Embeddings of the quantised network."""
-    return embeddings(export_model(quantise(fuse(graph), calibration[:16]), qdq=True), trial)
+    return embeddings(
+        export_model(quantise(equalise(fuse(graph), calibration[:16]), calibration[:16]), qdq=True), trial
+    )
+
+
+def steps(console: Console, networks: list[str], patterns: list[str], specs: list[str]) -> None:
+    """What an order of channels is worth."""
+    table = Table(title="steps of all layers; bound: useful nonzeros over the MACs of a step")
+    for column in (
+        "network",
+        "pattern",
+        "spec",
+        "steps",
+        "reordered",
+        "saved",
+        "bound",
+        "ratio",
+        "reordered",
+        "seconds",
+    ):
+        table.add_column(column, justify="left" if column in ("network", "pattern", "spec") else "right")
+    for network in networks:
+        source = sources.load(network)
+        dims = {**source.dims, "sequence": LENGTH} if network == "minilm" else source.dims
+        graph = run_passes(import_model(source.model, dims), until="legalise")
+        for pattern in patterns:
+            pruned, _ = prune(graph, pattern)
+            for name in specs:
+                spec = ArchSpec.load(name)
+                begin = time.process_time()
+                moved, _ = reorder_steps(pruned, spec)
+                seconds = time.process_time() - begin
+                before, after = (sum(layer_steps(u, spec) for u in nonzeros(g)) for g in (pruned, moved))
+                bound = sum(useful_steps(u, spec) for u in nonzeros(pruned))
+                table.add_row(
+                    network, pattern, name, f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}", f"{bound:,.0f}",
+                    f"{before / bound:.2f}", f"{after / bound:.2f}", f"{seconds:.0f}",
+                )  # fmt: skip
+    console.print(table)
+
+
+def nonzeros(graph: Graph) -> Iterator[NDArray[np.bool_]]:
+    """bool [out, taps, in] of every layer that is not grouped."""
+    for op in graph.order():
+        if isinstance(op, Linear) or (isinstance(op, Conv) and op.groups == 1 and not op.fixed):
+            yield channel_rows(array_weight(graph, op, op.weight)) != 0
+
+
+def nm(console: Console, patterns: list[str]) -> None:
+    """Magnitude kept by N:M of the feed-forward layers, whose input order is free."""
+    source = sources.load("minilm")
+    graph = run_passes(import_model(source.model, {"batch": 1, "sequence": LENGTH}), until="legalise")
+    names = [op.name for op in graph.order() if isinstance(op, Linear) and op.weight.shape == (384, 1536)]
+    calibration, trial = prose(32, LENGTH), samples(graph, sources.tokens(sources.SENTENCES, LENGTH))
+    dense = embeddings(export_model(graph), trial)
+    table = Table(title="MiniLM, only the second feed-forward layers pruned, by magnitude")
+    for column in ("pattern", "order", "mean error", "cosine float"):
+        table.add_column(column, justify="left" if column in ("pattern", "order") else "right")
+    for pattern in patterns:
+        for permute in (False, True):
+            wish = dict.fromkeys(names, pattern)
+            pruned, report = prune(graph, wish, permute=permute, calibration=calibration)
+            found = cosine(dense, embeddings(export_model(pruned), trial))
+            error = np.mean([layer.error for layer in report])
+            table.add_row(pattern, "reordered" if permute else "as it is", f"{error:.4f}", f"{found:.4f}")
+    console.print(table)
+
+
+def allocation(console: Console, name: str) -> None:
+    """Rules of allocation on MiniLM: what error they leave and what the layers then take."""
+    source = sources.load("minilm")
+    spec = ArchSpec.load(name)
+    graph = run_passes(import_model(source.model, {"batch": 1, "sequence": LENGTH}), until="legalise")
+    layers = [op for op in graph.order() if isinstance(op, Linear)]
+    calibration, trial = prose(64, LENGTH), samples(graph, sources.tokens(sources.SENTENCES, LENGTH))
+    moments = input_moments(graph, layers, calibration)
+    dense = embeddings(export_model(graph), trial)
+    table = Table(title=f"MiniLM on {spec.name}, Wanda; cycles by the mapper, over those of the dense layers")
+    for column in ("pattern", "allocation", "zeros", "cycles", "mean error", "cosine float"):
+        table.add_column(column, justify="left" if column in ("pattern", "allocation") else "right")
+    whole = sum(layer_cycles(graph, op, array_weight(graph, op, op.weight), spec) for op in layers)
+    choice = "dense | 6:8 | 5:8 | 4:8 | 3:8 | 2:8 | 1:8"
+    trials = [("4:8", rule) for rule in ("uniform", "erk", "lamp", "global")] + [(choice, "cost 55%")]
+    for pattern, rule in trials:
+        pruned, report = prune(graph, pattern, sparsifier="wanda", allocation=rule, moments=moments, spec=spec)
+        after = [op for op in pruned.order() if isinstance(op, Linear)]  # some lost channels that nobody reads
+        cycles = sum(layer_cycles(pruned, op, array_weight(pruned, op, op.weight), spec) for op in after)
+        kept = sum(int(np.count_nonzero(op.weight)) for op in after)
+        zeros = 1 - kept / sum(op.weight.size for op in layers)
+        error = sum(layer.error for layer in report) / len(layers)
+        found = cosine(dense, embeddings(export_model(pruned), trial))
+        table.add_row(pattern, rule, f"{zeros:.3f}", f"{cycles / whole:.3f}", f"{error:.4f}", f"{found:.4f}")
+    console.print(table)
 
 
 def main() -> None:
     """Print the tables asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["minilm"])
-    parser.add_argument("--patterns", nargs="*", default=["4:8", "2:4", "2:8"])
-    parser.add_argument("--count", type=int, default=128, help="pieces of prose to calibrate with")
+    parser.add_argument("what", choices=["minilm", "steps", "nm", "allocation"])
+    parser.add_argument("--networks", nargs="*", default=["minilm", "resnet50"])
+    parser.add_argument("--patterns", nargs="*")
+    parser.add_argument("--specs", nargs="*", default=["server"])
+    parser.add_argument("--count", type=int, default=256, help="pieces of prose to calibrate with")
+    parser.add_argument("--sequential", action="store_true", help="measure inputs after the layers before were pruned")
     args = parser.parse_args()
+    console = Console(width=140)
     warnings.simplefilter("ignore")
-    minilm(Console(width=120), args.patterns, args.count)
+    if args.what == "minilm":
+        minilm(console, args.patterns or ["4:8", "2:4", "2:8"], args.count, args.sequential)
+    elif args.what == "steps":
+        shares = ["unstructured 80%", "unstructured 90%", "unstructured 95%", "block 4x4 80%"]
+        steps(console, args.networks, args.patterns or shares, args.specs)
+    elif args.what == "nm":
+        nm(console, args.patterns or ["2:4", "2:8", "4:8"])
+    else:
+        allocation(console, args.specs[0])
 
 
 if __name__ == "__main__":

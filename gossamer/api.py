@@ -32,6 +32,7 @@ def compile(
     method: str = "minmax",
     signed: bool = False,
     progress: Progress | None = None,
+    notes: Callable[[str], object] | None = None,
 ) -> Program:
     """Compile a network for an accelerator.
 
@@ -48,6 +49,7 @@ def compile(
     dims : sizes for named dimensions that the model leaves open (batch is 1 unless given).
     method : minmax, percentile or entropy.  signed : int8 activations instead of uint8.
     progress : called as (what, done, total).
+    notes : called with each thing the front end has to tell, such as the error that pruning leaves in a layer.
 
     Warns of every layer that cannot hold the pattern asked for and is left as it is. What the spec cannot run becomes
     a host stage, with the reason. Raises SpecError or ModelError.
@@ -78,6 +80,8 @@ def compile(
     for note in network.notes:  # wishes that a layer could not hold must not pass in silence
         if "left as it is" in note:
             warnings.warn(note, stacklevel=2)
+        elif notes is not None:
+            notes(note)
     return build_program(fitted(network, arch), arch, progress)
 
 

@@ -203,6 +203,7 @@ def compile(
             calibration=arrays,
             dims=dims or None,
             progress=progress,
+            notes=lambda note: typer.echo(f"note: {note}", err=True),
         )
     program.save(output)
     facts = inspection.inspect_program(program)

@@ -2,15 +2,19 @@
 
 from itertools import combinations
 from math import comb
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.frontend import Builder, graph_until, run_onnx, windows
+from typer.testing import CliRunner
 
 from gossamer.arch.errors import ModelError
+from gossamer.arch.program import Program
 from gossamer.arch.spec import ArchSpec
+from gossamer.cli import app
 from gossamer.compiler.export import export_model
 from gossamer.compiler.ops import Conv, Linear
 from gossamer.compiler.patterns import FanIn, Pattern
@@ -361,3 +365,29 @@ def test_wrong_wishes(options, message):
         options["spec"] = ArchSpec.load(options["spec"])
     with pytest.raises(ModelError, match=message.replace("|", r"\|")):
         prune(graph, **options)
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_prunes_with_data(tmp_path):
+    digits = Path(__file__).resolve().parents[1] / "examples" / "digits" / "digits-dense.onnx"
+    np.savez(tmp_path / "images.npz", image=np.random.default_rng(0).random((8, 1, 8, 8)).astype(np.float32))
+    data = ["--calibration", str(tmp_path / "images.npz"), "--spec", "tiny", "--json"]
+    sizes = {}
+    for name, options in {
+        "plain": [],
+        "pruned": ["--sparsity", "unstructured 80%", "--sparsifier", "wanda", "--allocation", "erk"],
+        "ordered": ["--sparsity", "unstructured 80%", "--sparsifier", "wanda", "--allocation", "erk", "--permute"],
+    }.items():
+        file = tmp_path / f"{name}.gsm"
+        done = CliRunner().invoke(app, ["compile", str(digits), "-o", str(file), *data, *options])
+        assert done.exit_code == 0, done.output
+        assert ("by wanda leaves an error of" in done.stderr) == (name != "plain")
+        sizes[name] = sum(note.mac_cycles for note in Program.load(file).layers)
+    assert sizes["ordered"] < sizes["pruned"] < sizes["plain"]
+    wrong = CliRunner().invoke(
+        app, ["compile", str(digits), "-o", str(tmp_path / "x"), *data, "--sparsity", "2:4", "--sparsifier", "gpt"]
+    )
+    assert wrong.exit_code == 1
+    assert "error: sparsifier must be one of magnitude, wanda, sparsegpt, not 'gpt'" in wrong.stderr
