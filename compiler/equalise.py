@@ -1,9 +1,9 @@
 """Channels brought to one range where the host stands between: exact in real numbers, and most of int8's error less.
 
 A transformer's features have a few channels far wider than the rest, and one scale for all leaves the others hardly a
-code. Where the host makes a tensor for linear layers, it can subtract each channel's centre and divide by a factor,
-and the weights take both up (SmoothQuant: Xiao et al., 2023; shifts: Wei et al., 2023). Where only the host reads what
-a layer makes, each channel can have a range of its own: the layer's rows are divided by it, and the host multiplies.
+code. Where the host makes a tensor for linear layers, it can divide each channel by a factor that the weights take up
+(SmoothQuant: Xiao et al., 2023). Where only the host reads what a layer makes, wide channels can have a range of their
+own: the layer's rows are divided by a factor, and the host multiplies.
 """
 
 from dataclasses import replace
@@ -40,21 +40,22 @@ def equalise(graph: Graph, calibration: Calibration | None = None) -> Graph:
     axes = {tensor: len(graph.shape(tensor)) - 1 for tensor in inputs}
     axes |= {op.output: 1 if isinstance(op, Conv) else len(graph.shape(op.output)) - 1 for op in outputs}
     ranges = channel_ranges(graph, axes, calibration)
+    reach = {tensor: np.maximum(-lo, hi) for tensor, (lo, hi) in ranges.items()}
     for tensor in inputs:
-        if _has_wide(*ranges[tensor]):
-            _smooth(graph, tensor, *ranges[tensor])
+        if _has_wide(reach[tensor]):
+            _smooth(graph, tensor, reach[tensor])
     for op in outputs:
-        if not _has_wide(*ranges[op.output]):
+        if not _has_wide(reach[op.output]):
             continue
         found = graph.op(op.name)
         assert isinstance(found, Conv | Linear)
-        _widen(graph, found, axes[op.output], *ranges[op.output])
+        _widen(graph, found, axes[op.output], reach[op.output])
     return graph
 
 
-def _has_wide(lo: Array, hi: Array) -> bool:
+def _has_wide(reach: Array) -> bool:
     """Whether one range for all channels would be ruled by a few of many."""
-    return len(lo) >= MANY and bool((hi - lo).max() > WIDE * np.median(hi - lo) or np.ptp(lo + hi) > np.median(hi - lo))
+    return len(reach) >= MANY and bool(reach.max() > WIDE * np.median(reach) > 0)
 
 
 def _feeds_linear(graph: Graph, tensor: str) -> bool:
@@ -82,38 +83,25 @@ def _feeds_host(graph: Graph, op: Products) -> bool:
     return plain and known and len(hosts) == len(users) and not scores
 
 
-def _smooth(graph: Graph, tensor: str, lo: Array, hi: Array) -> None:
-    """Let the host centre and divide every channel; the linear layers multiply back and add what was taken off."""
+def _smooth(graph: Graph, tensor: str, reach: Array) -> None:
+    """Let the host divide every channel, and the linear layers multiply back: widths meet those of the weights."""
     users = [user for user in graph.consumers(tensor) if isinstance(user, Linear)]
-    centre, reach = (lo + hi) / 2, (hi - lo) / 2
     weights = np.max([np.abs(user.weight).max(axis=0) for user in users], axis=0).astype(np.float64)
-    factor = np.sqrt(_filled(reach) / _filled(weights))
+    factor = np.sqrt(np.maximum(reach, np.median(reach)) / _filled(weights))
     factor /= np.exp(np.log(factor).mean())
-    target = _host_affine(graph, tensor, len(graph.shape(tensor)) - 1, 1 / factor, -centre / factor, backwards=False)
+    target = _host_product(graph, tensor, len(graph.shape(tensor)) - 1, 1 / factor, backwards=False)
     for user in users:
-        bias = np.zeros(len(user.weight)) if user.bias is None else user.bias
-        graph.replace(
-            user.name,
-            replace(
-                user,
-                inputs=(target, *user.inputs[1:]),
-                weight=(user.weight * factor).astype(np.float32),
-                bias=bias + user.weight.astype(np.float64) @ centre,
-            ),
-        )
+        weight = (user.weight * factor).astype(np.float32)
+        graph.replace(user.name, replace(user, inputs=(target, *user.inputs[1:]), weight=weight))
 
 
-def _widen(graph: Graph, op: Products, axis: int, lo: Array, hi: Array) -> None:
+def _widen(graph: Graph, op: Products, axis: int, reach: Array) -> None:
     """Let a layer give its wide channels in the range of the others, and the host put them back where they were."""
-    reach = (hi - lo) / 2
-    reach = _filled(np.maximum(reach, WIDE * np.median(reach)))
-    centre = (lo + hi) / 2
-    output = op.output
-    made = _host_affine(graph, output, axis, reach, centre, backwards=True)
-    bias = np.zeros(len(op.weight)) if op.bias is None else op.bias
-    weight = op.weight / reach.reshape(-1, *[1] * (op.weight.ndim - 1))
-    new = replace(op, outputs=(made,), weight=weight.astype(np.float32), bias=(bias - centre) / reach)
-    graph.replace(op.name, new)
+    factor = np.maximum(reach / (WIDE * np.median(reach)), 1.0)
+    made = _host_product(graph, op.output, axis, factor, backwards=True)
+    weight = op.weight / factor.reshape(-1, *[1] * (op.weight.ndim - 1))
+    bias = None if op.bias is None else op.bias / factor
+    graph.replace(op.name, replace(op, outputs=(made,), weight=weight.astype(np.float32), bias=bias))
 
 
 def _filled(values: Array) -> Array:
@@ -121,44 +109,33 @@ def _filled(values: Array) -> Array:
     return np.where(values > 1e-8 * values.max(initial=0), values, values.max(initial=0) or 1.0)
 
 
-def _host_affine(graph: Graph, tensor: str, axis: int, scale: Array, shift: Array, *, backwards: bool) -> str:
-    """Host operations target = tensor * scale + shift along an axis; returns the name of the array's side.
+def _host_product(graph: Graph, tensor: str, axis: int, factor: Array, *, backwards: bool) -> str:
+    """A host operation that multiplies a tensor's channels; returns the name of the array's side.
 
-    backwards : the tensor keeps its name behind them, and its producer has to write the returned name.
+    backwards : the tensor keeps its name behind it, and its producer has to write the returned name.
     """
     info = graph.info(tensor)
     shape = [1] * len(graph.shape(tensor))
     shape[axis] = -1
     other = graph.fresh(f"{tensor}/equalised")
-    middle = graph.fresh(f"{tensor}/scaled")
     source, target = (other, tensor) if backwards else (tensor, other)
-    names = []
-    for part, value in (("scale", scale), ("shift", shift)):
-        name = graph.fresh(f"{tensor}/{part}")
-        value = value.astype(np.float32).reshape(shape)
-        graph.constants[name] = value
-        graph.tensors[name] = TensorInfo(name=name, shape=value.shape, dtype="float32")
-        names.append(name)
+    name = graph.fresh(f"{tensor}/factor")
+    graph.constants[name] = factor.astype(np.float32).reshape(shape)
+    graph.tensors[name] = TensorInfo(name=name, shape=graph.constants[name].shape, dtype="float32")
     graph.tensors[other] = replace(info, name=other)
-    graph.tensors[middle] = replace(info, name=middle, layout=None)
     graph.update(tensor, layout=None)
-    users = graph.consumers(tensor)
-    reason = "brings channels to one range" if not backwards else "brings channels back to their ranges"
-    hosts = [
-        Host(
-            name=graph.fresh(f"{target}/{kind}"),
-            inputs=(first, second),
-            outputs=(result,),
-            source=tuple(s for user in users for s in user.source) if backwards else (),
-            node=helper.make_node(kind, [first, second], [result]),
-            reason=reason,
-        )
-        for kind, first, second, result in (("Mul", source, names[0], middle), ("Add", middle, names[1], target))
-    ]
+    producer = graph.producer(tensor)
     if backwards:  # the producer lets go of the name first
-        producer = graph.producer(tensor)
         assert producer is not None
         graph.replace(producer.name, replace(producer, outputs=(other,)))
-    for host in hosts:
-        graph.add(host)
+    graph.add(
+        Host(
+            name=graph.fresh(f"{target}/Mul"),
+            inputs=(source, name),
+            outputs=(target,),
+            source=() if producer is None else producer.source,
+            node=helper.make_node("Mul", [source, name], [target]),
+            reason="brings channels back to their ranges" if backwards else "brings channels to one range",
+        )
+    )
     return other

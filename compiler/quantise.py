@@ -60,6 +60,7 @@ def quantise(
             given = _quant(lo, hi, signed) if operands.isdisjoint(group) else _symmetric(lo, hi)
         for tensor in group:
             graph.update(tensor, quant=given)
+    _adopt_scales(graph, {t for group in groups for t in group if ranges.get(t) == (0.0, 0.0)})
     _check_padding(graph)
     _check_residuals(graph)
     for op in graph.order():
@@ -196,6 +197,17 @@ def _check_padding(graph: Graph) -> None:
             graph.replace(op.name, *host_ops(graph, op, reason))
 
 
+def _adopt_scales(graph: Graph, empty: set[str]) -> None:
+    """What was zero on all data, as a branch that training starts at zero, takes the codes of the sum it joins."""
+    for op in graph.order():
+        if not isinstance(op, Compute) or not op.residual:
+            continue
+        for tensor in op.inputs:
+            users = graph.consumers(tensor)
+            if tensor in empty and not any(_moves(user) for user in (*users, graph.producer(tensor)) if user):
+                graph.update(tensor, quant=graph.info(op.pre or op.output).quant)
+
+
 def _check_residuals(graph: Graph) -> None:
     """The residual's multiplier is an integer of 16 bits: it cannot be much coarser than the sum."""
     for op in graph.order():
@@ -205,11 +217,33 @@ def _check_residuals(graph: Graph) -> None:
         coarse = [q.scale / result.scale >= RATIO_LIMIT for t in op.inputs if (q := graph.info(t).quant) and result]
         if not coarse[-1]:
             continue
+        reason = f"the sum is more than {RATIO_LIMIT} times finer than the residual {op.inputs[-1]!r}"
         if isinstance(op, Add) and not coarse[0]:
             graph.replace(op.name, replace(op, inputs=op.inputs[::-1]))
-        else:
-            reason = f"the sum is more than {RATIO_LIMIT} times finer than the residual {op.inputs[-1]!r}"
+        elif isinstance(op, Add):
             graph.replace(op.name, *host_ops(graph, op, reason))
+        else:
+            _split_sum(graph, op, reason)
+
+
+def _split_sum(graph: Graph, op: Compute, reason: str) -> None:
+    """Leave the product on the array, and let the host add the residual and apply what follows."""
+    *inputs, residual = op.inputs
+    product = graph.fresh(f"{op.output}/product")
+    graph.tensors[product] = replace(graph.info(op.output), name=product)
+    sums = Add(
+        name=graph.fresh(f"{op.name}/sum"),
+        inputs=(product, residual),
+        outputs=op.outputs,
+        source=op.source,
+        activation=op.activation,
+        pre=op.pre,
+    )
+    graph.replace(
+        op.name,
+        replace(op, inputs=tuple(inputs), outputs=(product,), residual=False, activation=None, pre=""),
+        *host_ops(graph, sums, reason),
+    )
 
 
 def _with_weights(graph: Graph, op: Conv | Linear | Affine) -> Op:
