@@ -23,11 +23,10 @@ import time
 import numpy as np
 from gossamer.kernels import BSR, prepare, prepare_float
 dense = np.kron(np.eye(48), np.ones((16, 16))).astype(np.int8)
-calls = {{
-    "int8": (prepare(BSR.from_dense(dense, block=(16, 16))), np.ones((128, 768), np.uint8)),
-    "float": (prepare_float(dense.astype(np.float32)), np.ones((128, 768), np.float32)),
-}}
-layer, x = calls[{kind!r}]  # numba itself has started when a layer is prepared
+if {kind!r} == "int8":
+    layer, x = prepare(BSR.from_dense(dense, block=(16, 16))), np.ones((128, 768), np.uint8)
+else:
+    layer, x = prepare_float(dense.astype(np.float32)), np.ones((128, 768), np.float32)
 begin = time.process_time()
 layer(x)
 print(time.process_time() - begin)

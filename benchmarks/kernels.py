@@ -251,9 +251,7 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
         axes = figure.subplots(1, 2, sharex=True, sharey=True)
         panels = (("int8 with requantise, over QLinearMatMul", "QLinearMatMul"), ("float32", "ORT float32"))
         for axis, (title, opponent) in zip(axes, panels, strict=True):
-            for pattern in PATTERNS:
-                if pattern == "dense":
-                    continue
+            for pattern in dict.fromkeys(row["pattern"] for row in large if row["pattern"] != "dense"):
                 points: dict[float, list[float]] = {}
                 for row in large:
                     if row["pattern"] == pattern:

@@ -7,7 +7,8 @@ of threads.
 
     shared = () if a panel's outputs share their inputs, else None
     layout = (run, blocks, panels, pointers, inputs, weights, lines)
-    after = (bias, low, high)   residual = float32 like out, or None   codes = (inverse, zero_point, lo, hi), or None
+    after = (bias, low, high)   residual = float32 like out, or None   curve = kind of gate, or None
+    codes = (inverse, zero_point, lo, hi), or None
 
 What is None is not compiled; numba sees that of an argument only, hence so many of them.
 """
@@ -22,6 +23,7 @@ from gossamer.kernels.float_vectors import (
     add_tile,
     add_vector,
     clamp,
+    gate,
     load_lines,
     mac,
     store_codes,
@@ -46,6 +48,7 @@ def run_serial(
     layout: Any,
     after: Any,
     residual: Any,
+    curve: Any,
     codes: Any,
     out: NDArray[Any],
     lines: Floats,
@@ -59,7 +62,7 @@ def run_serial(
     """
     for tile in range(tiles):
         row = first + tile * len(lanes) * max(1, len(height))
-        _tile(x, row, shared, layout, after, residual, codes, out, lines[0], sums[0], lanes, height)
+        _tile(x, row, shared, layout, after, residual, curve, codes, out, lines[0], sums[0], lanes, height)
 
 
 @parallel_jit
@@ -71,6 +74,7 @@ def run_parallel(
     layout: Any,
     after: Any,
     residual: Any,
+    curve: Any,
     codes: Any,
     out: NDArray[Any],
     lines: Floats,
@@ -83,7 +87,9 @@ def run_parallel(
     for worker in prange(workers):
         for tile in range(worker, tiles, workers):
             row = first + tile * len(lanes) * max(1, len(height))
-            _tile(x, row, shared, layout, after, residual, codes, out, lines[worker], sums[worker], lanes, height)
+            _tile(
+                x, row, shared, layout, after, residual, curve, codes, out, lines[worker], sums[worker], lanes, height
+            )
 
 
 @jit
@@ -94,6 +100,7 @@ def _tile(
     layout: Any,
     after: Any,
     residual: Any,
+    curve: Any,
     codes: Any,
     out: NDArray[Any],
     lines: Floats,
@@ -107,7 +114,7 @@ def _tile(
         _sum_few(lines, shared, layout, sums, lanes, height)
     else:
         _sum(lines, shared, layout, sums, lanes, height)
-    _finish(sums, after, residual, codes, row, rows, out, lanes, height)
+    _finish(sums, after, residual, curve, codes, row, rows, out, lanes, height)
 
 
 @jit
@@ -197,6 +204,7 @@ def _finish(
     sums: Floats,
     after: Any,
     residual: Any,
+    curve: Any,
     codes: Any,
     row: int,
     rows: int,
@@ -204,7 +212,7 @@ def _finish(
     lanes: Any,
     height: Any,
 ) -> None:
-    """Lines of sums back into rows, with bias, residual, clamp and codes."""
+    """Lines of sums back into rows, with bias, residual, activation and codes."""
     bias, low, high = after
     n, side, long = out.shape[1], len(lanes), len(lanes) * max(1, len(height))
     for t in range(max(1, len(height))):
@@ -215,6 +223,8 @@ def _finish(
             if residual is not None:
                 tile = add_tile(tile, residual, place, n, left, n - first)
             tile = clamp(tile, low, high)
+            if curve is not None:
+                tile = gate(tile, curve)
             if codes is not None:
                 inverse, zero_point, lo, hi = codes
                 store_codes(tile, out, place, n, left, n - first, inverse, first, zero_point, lo, hi)

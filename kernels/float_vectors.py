@@ -9,7 +9,8 @@ a vector, `height` vectors of rows side by side, `width` outputs. A height of ()
     mac                               acc[c] += a line of x * weight c of an entry
     turn                              lanes x lanes elements, transposed
     store_tile                        a tile's vectors one below the other
-    add_vector, add_tile, clamp       what follows the sums
+    add_vector, add_tile              what follows the sums
+    clamp, gate
     store_rows, store_codes           the result, as float32 or rounded to 8 bits
 
 Everything here is LLVM's own arithmetic on vectors, which it lowers to whatever the processor has; there is no
@@ -33,6 +34,7 @@ __all__ = [
     "add_tile",
     "add_vector",
     "clamp",
+    "gate",
     "load_lines",
     "mac",
     "store_codes",
@@ -51,6 +53,13 @@ _F32 = ir.FloatType()
 _CONTRACT = ("contract",)
 _ROUNDER = 12582912.0
 """1.5 * 2**23: added to a float32 of at most 2**22 and taken away again, it rounds to an integer, half to even."""
+
+
+_LOG2_E, _LN2_HIGH, _LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4
+_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+"""exp(r) = 1 + r + r**2 * polynomial(r) for |r| <= ln(2) / 2, highest power first: expf of the Cephes library."""
+_GELU = (2 * (2 / 3.141592653589793) ** 0.5, 0.044715)
+"""Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016: v * sigmoid(2 sqrt(2 / pi) (v + 0.044715 v**3))."""
 
 
 class Tile(types.Type):
@@ -394,6 +403,39 @@ def clamp(typingctx: Any, tile: Any, low: Any, high: Any) -> tuple[Any, Any]:
         return site.tile(vectors)
 
     return _operation(tile, tile.lanes, (tile, low, high), body)
+
+
+@_operation_of_any_type
+def gate(typingctx: Any, tile: Any, kind: Any) -> tuple[Any, Any]:
+    """gate(tile, kind): v * sigmoid(t) of every element; t = v for kind () (SiLU), as of _GELU for kind (0,)."""
+
+    def body(site: _Site) -> Any:
+        b, one, result = site.builder, site.constant(1.0), []
+        for v in site.vectors():
+            t = v
+            if len(kind):
+                cube = b.fmul(b.fmul(v, v), v)
+                t = b.fmul(site.constant(_GELU[0]), site.fused(cube, site.constant(_GELU[1]), v))
+            result.append(b.fdiv(v, b.fadd(one, _exp(site, b.fneg(t)))))
+        return site.tile(result)
+
+    return _operation(tile, tile.lanes, (tile, kind), body)
+
+
+def _exp(site: _Site, v: Any) -> Any:
+    """e**v within some units in the last place; v is taken within [-87, 88], what is not a number as -87."""
+    b, low, high, rounder = site.builder, site.constant(-87.0), site.constant(88.0), site.constant(_ROUNDER)
+    v = b.select(b.fcmp_ordered(">", v, low), v, low)
+    v = b.select(b.fcmp_ordered("<", v, high), v, high)
+    n = b.fsub(b.fadd(b.fmul(v, site.constant(_LOG2_E)), rounder), rounder)
+    r = site.fused(n, site.constant(-_LN2_LOW), site.fused(n, site.constant(-_LN2_HIGH), v))
+    sum_ = site.constant(_EXP[0])
+    for coefficient in _EXP[1:]:
+        sum_ = site.fused(sum_, r, site.constant(coefficient))
+    sum_ = site.fused(b.fmul(r, r), sum_, b.fadd(r, site.constant(1.0)))
+    words = ir.VectorType(_I32, site.lanes)
+    bias, shift = (ir.Constant(words, [ir.Constant(_I32, value)] * site.lanes) for value in (127, 23))
+    return b.fmul(sum_, b.bitcast(b.shl(b.add(b.fptosi(n, words), bias), shift), site.vector))
 
 
 @_operation_of_any_type

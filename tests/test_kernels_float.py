@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gossamer.arch.errors import GossamerError
 from gossamer.kernels import FloatCodes, FloatLayer, prepare_float
+from gossamer.kernels.float_layer import Activation
 from gossamer.kernels.float_panels import lay_out
 
 compiled = pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="there is no vector in plain Python")
@@ -94,6 +95,23 @@ def test_rows_and_threads_change_nothing(pattern: str) -> None:
 
 
 @compiled
+@pytest.mark.parametrize("lanes", [16, 4])
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+def test_gates(activation: Activation, lanes: int) -> None:
+    """At values that pass the layer as they are: all magnitudes, and what is not finite."""
+    rng = np.random.default_rng(16)
+    x = (floats(rng, 200, 5) * np.float32(10.0) ** rng.integers(-6, 3, (200, 5))).astype(np.float32)
+    out = prepare_float(np.eye(5, dtype=np.float32), activation=activation, features=FEATURES[lanes])(x)
+    v = x.astype(np.float64)
+    t = np.sqrt(8 / np.pi) * (v + 0.044715 * v**3) if activation == "gelu" else v
+    exact = v / (1 + np.exp(-np.clip(t, -700, 700)))
+    assert np.all(np.abs(out - exact) <= 8 * 2.0**-24 * np.abs(v)), np.max(np.abs(out - exact) / np.abs(v)) * 2**24
+    x[0, 0] = np.nan
+    again = prepare_float(np.eye(5, dtype=np.float32), activation=activation, features=FEATURES[lanes])(x)
+    assert np.array_equal(np.isnan(again), np.isnan(x))
+
+
+@compiled
 @pytest.mark.parametrize("signed", [False, True])
 def test_codes(signed: bool) -> None:
     """Sums of small integers are exact in any order, so codes are compared to the bit; scales make many halves."""
@@ -138,6 +156,8 @@ def test_small() -> None:
     coded = prepare_float(np.eye(3, dtype=np.float32), codes=FloatCodes(scale=2.0, zero_point=1))
     x = np.array([[1, 3, 5], [-1, 999, np.nan]], dtype=np.float32)
     assert coded(x).tolist() == [[1, 3, 3], [1, 127, -128]]
+    gated = prepare_float(np.eye(3, dtype=np.float32), activation="gelu")(x[:1])
+    assert np.allclose(gated, [[0.8412, 2.9964, 5.0]], atol=1e-3)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -194,7 +214,10 @@ X = np.zeros((2, 6), dtype=np.float32)
         (lambda: prepare_float(EYE[:0]), r"^weight must have at least one row and one column, not shape \(0, 6\)$"),
         (lambda: prepare_float(EYE, bias=X[0]), r"^bias must have shape \(4,\), one an output, not \(6,\)$"),
         (lambda: prepare_float(EYE, threads=0), r"^threads must be an integer of at least 1, not 0$"),
-        (lambda: prepare_float(EYE, activation="tanh"), r"^activation must be one of none, relu, relu6, not 'tanh'$"),  # type: ignore[arg-type]  # what is tested
+        (
+            lambda: prepare_float(EYE, activation="tanh"),
+            r"^activation must be one of none, relu, relu6, gelu, silu, not 'tanh'$",
+        ),  # type: ignore[arg-type]  # what is tested
         (lambda: FloatCodes(scale=0.0), r"^scale must be finite and above 0, as its inverse in float32, not 0.0$"),
         (lambda: FloatCodes(scale=1e-42), r"^scale must be finite and above 0"),
         (lambda: FloatCodes(scale=1.0, zero_point=200), r"^zero_point must be an integer from -128 to 127, not 200$"),
