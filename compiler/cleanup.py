@@ -26,6 +26,7 @@ from gossamer.compiler.ops import (
     Transpose,
 )
 from gossamer.compiler.shuffle import recognise_shuffles
+from gossamer.compiler.transposed import split_phases
 
 __all__ = ["cleanup", "may_drop"]
 
@@ -36,6 +37,7 @@ def cleanup(graph: Graph) -> Graph:
     graph = _absorb_quantisation(graph)
     graph = recognise_functions(graph)
     graph = recognise_shuffles(graph)
+    graph = split_phases(graph)
     graph = _absorb_padding(graph)
     graph = _fold_affine(graph)
     graph.prune()
