@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from gossamer import cli
 from gossamer.arch.errors import GossamerError
 from gossamer.arch.spec import ArchSpec
-from gossamer.rtl.cost import COMPONENTS, Component, Cost, Placement, Route, component_of
+from gossamer.rtl.cost import COMPONENTS, Component, Cost, Memory, Placement, Route, component_of, tally
 from gossamer.rtl.liberty import Library
 from gossamer.rtl.place import placement
 from tests.support.liberty import library
@@ -163,6 +163,27 @@ def test_every_module_has_a_component() -> None:
     assert component_of("gossamer_core.weights_0") == "step buffers"
     with pytest.raises(AssertionError, match="gossamer_new belongs to no component"):
         component_of("gossamer_new")
+
+
+def test_modules_count_as_often_as_they_are_there() -> None:
+    """Two lanes with two PPUs of three gates and a flip-flop each: 4 x 3, 4 x 1, and what lanes have themselves."""
+    modules = {
+        r"\gossamer": {"area": 61.0, "num_cells_by_type": {"gossamer_lane": 2, "NAND": 1}},
+        r"\gossamer_lane": {
+            "area": 30.0,
+            "num_cells_by_type": {"gossamer_ppu": 2, "INV": 6, "gossamer_lane.output": 1},
+        },
+        r"\gossamer_ppu": {"area": 11.0, "num_cells_by_type": {"NAND": 3, "FLOP": 1}},
+        r"\gossamer_lane.output": {"area": 2.0, "num_cells_by_type": {"gossamer_ram": 1, "INV": 2}},
+    }
+    memories = {"gossamer_lane.output": ("ram", 32, 16, 1)}
+    paths = {"gossamer_ppu": 70.0, "gossamer_lane": 90.0, "gossamer_lane.output": 5.0}
+    components, found = tally(modules, memories, frozenset({"FLOP"}), paths, top="gossamer", with_area=True)
+    parts = {part.name: part for part in components}
+    assert parts["PPU"] == Component(name="PPU", cells=4 * 4 + 2 * 6, flip_flops=4, area=4 * 11.0 + 2 * 6.0, path=90.0)
+    assert parts["control"] == Component(name="control", cells=1, area=1.0)
+    assert parts["output buffer"] == Component(name="output buffer", cells=4, area=4.0, path=5.0, ram_bits=1024)
+    assert found == (Memory(component="output buffer", kind="ram", width=32, depth=16, ports=1, count=2),)
 
 
 def cost(**changes: Any) -> Cost:
