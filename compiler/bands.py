@@ -14,7 +14,7 @@ import numpy as np
 
 from gossamer.compiler.problem import Problem
 from gossamer.compiler.streams import UnitStreams, unit_records
-from gossamer.compiler.tiling import Band, Mapping, sub_tile
+from gossamer.compiler.tiling import Band, Mapping, burst_cost, compute_cycles, overlapped, sub_tile
 
 __all__ = ["split"]
 
@@ -40,20 +40,43 @@ def split(problem: Problem, streams: tuple[UnitStreams, ...], whole: Mapping) ->
             found: Mapping | None = replace(whole, bands=bands, order="tiles", resident=False)
         else:
             found = _in_macros(problem, streams, whole, bands)
-        if found is not None and _worth(problem, streams, found, whole, positions):
-            best, fewest = found, positions
+        if found is None:
+            continue
+        cycles = _cycles(problem, streams, found, whole)
+        if bands[1].x:  # a band of whole rows can be loaded when its rows are there, one beside it only with the last
+            cycles *= 1.01
+        if cycles < (best or whole).cost.cycles:
+            best = replace(found, cost=replace(whole.cost, cycles=cycles))
     return best
 
 
-def _worth(problem: Problem, streams: tuple[UnitStreams, ...], found: Mapping, whole: Mapping, positions: int) -> bool:
-    """The buses keep up with the faster array."""
+def _cycles(problem: Problem, streams: tuple[UnitStreams, ...], found: Mapping, whole: Mapping) -> float:
+    """Cost of bands by the measures that mapping.py has for one."""
     spec = problem.spec
     weights = sum(t.beats(spec) for s in streams for t in s.tiles)
-    inputs = sum(_bank_bytes(problem, streams, b) * b.macros * spec.lanes for b in found.bands) / spec.axi_bytes
+    inputs = sum(_input_beats(problem, streams, b) for b in found.bands)
     times = 1 if found.order == "tiles" or found.resident else sum(b.macros for b in found.bands)
-    read = (weights * times + inputs) * spec.beat_interval
-    compute = sum(int(np.maximum(s.steps, spec.column_groups).sum()) for s in streams) * positions
-    return max(read, whole.cost.write) <= compute
+    positions = np.array([float(sum(_lane_positions(b) for b in found.bands))])
+    items = np.array([sum(b.macros * _sub_tiles(b, spec.depth) for b in found.bands)])
+    steps = np.concatenate([s.steps for s in streams])
+    compute = compute_cycles(spec, steps, positions, items)
+    read = np.array([(weights * times + inputs) * float(spec.beat_interval)])
+    streamed = overlapped(compute, read, np.array([whole.cost.write]))
+    return float(streamed[0]) + whole.cost.start + whole.cost.finish + 2.0 * float(items[0]) * steps.size
+
+
+def _input_beats(problem: Problem, streams: tuple[UnitStreams, ...], band: Band) -> float:
+    """Beats of a band's inputs, short bursts counted for what they take."""
+    spec = problem.spec
+    row = problem.row_bytes(band.lane_columns * band.tile[1]) // spec.axi_bytes
+    rows = problem.extent(band.lane_rows * band.tile[0], 0)
+    blocks = sum(len(s.input_blocks) for s in streams)
+    return float(row * rows * blocks * band.macros * burst_cost(spec, row, write=False))
+
+
+def _sub_tiles(band: Band, depth: int) -> int:
+    rows, pixels = sub_tile(band.tile, depth)
+    return -(-band.tile[0] // rows) * -(-band.tile[1] // pixels)
 
 
 def _in_macros(
@@ -127,7 +150,8 @@ def _fits(problem: Problem, streams: tuple[UnitStreams, ...], bands: tuple[Band,
     held = sum(-(-b.tile[0] * b.tile[1] * spec.block // part) * part for b in bands)
     bank = sum(_bank_bytes(problem, streams, b) for b in bands)
     whole = all(sub_tile(b.tile, spec.depth) == b.tile and _legal(problem, b) for b in bands)
-    return whole and bank <= spec.activation_bytes and 2 * held <= spec.output_bytes
+    twice = 2 if len(streams) > 1 else 1  # the next unit's inputs come while this one computes
+    return whole and twice * bank <= spec.activation_bytes and 2 * held <= spec.output_bytes
 
 
 def _bank_bytes(problem: Problem, streams: tuple[UnitStreams, ...], band: Band) -> int:

@@ -20,9 +20,9 @@ from gossamer.arch.timing import drain_latency, matmul_latency
 from gossamer.compiler.bands import split
 from gossamer.compiler.problem import Problem
 from gossamer.compiler.streams import UnitStreams, unit_records
-from gossamer.compiler.tiling import Band, Cost, Mapping, burst_cost
+from gossamer.compiler.tiling import Band, Cost, Mapping, burst_cost, compute_cycles, overlapped
 
-__all__ = ["bound", "search"]
+__all__ = ["bound", "candidates", "search"]
 
 
 def bound(problem: Problem, streams: tuple[UnitStreams, ...]) -> tuple[float, int, int]:
@@ -47,14 +47,9 @@ def search(problem: Problem, streams: tuple[UnitStreams, ...]) -> Mapping:
 
     Raises CapacityError, naming the layer, what it needs at least and what the spec has, when there is none.
     """
-    best: Mapping | None = None
-    for chunks in _chunk_counts(problem):
-        for grid, lane_rows in _grids(problem):
-            found = _best_tile(problem, streams, grid, lane_rows, chunks)
-            if found and (best is None or found.cost.cycles < best.cost.cycles):
-                best = found
-        if best is not None:
-            return split(problem, streams, best) or best
+    found = candidates(problem, streams)
+    if found:
+        return split(problem, streams, found[0]) or found[0]
     spec = problem.spec
     need = problem.extent(1, 0) * problem.row_bytes(1)
     raise CapacityError(
@@ -62,6 +57,24 @@ def search(problem: Problem, streams: tuple[UnitStreams, ...]) -> Mapping:
         f"channel block, and a lane holds activation_bytes = {spec.activation_bytes}, output_bytes = "
         f"{spec.output_bytes} (one block takes {spec.block}); make them larger"
     )
+
+
+def candidates(problem: Problem, streams: tuple[UnitStreams, ...], dataflow: str = "") -> list[Mapping]:
+    """The best mapping under every lane grid and loop order, the cheapest first; empty when nothing fits.
+
+    dataflow : only mappings that keep one operand still, for comparisons: "output" (sums stay, weights pass for every
+    macro tile), "weight" (an output block's weights stay while the map passes) or "input" (a macro tile's inputs stay
+    while all weights pass).
+    """
+    for chunks in _chunk_counts(problem):
+        found = [
+            mapping
+            for grid, lane_rows in _grids(problem)
+            for mapping in _best_tiles(problem, streams, grid, lane_rows, chunks, dataflow)
+        ]
+        if found:
+            return sorted(found, key=lambda m: m.cost.cycles)
+    return []
 
 
 def _chunk_counts(problem: Problem) -> list[int]:
@@ -84,9 +97,10 @@ def _pieces(size: int, step: int = 1) -> list[int]:
     return sorted({-(-size // (k * step)) * step for k in range(1, size + 1)})
 
 
-def _best_tile(
-    problem: Problem, streams: tuple[UnitStreams, ...], grid: int, lane_rows: int, chunks: int
-) -> Mapping | None:
+def _best_tiles(
+    problem: Problem, streams: tuple[UnitStreams, ...], grid: int, lane_rows: int, chunks: int, dataflow: str
+) -> list[Mapping]:
+    """The best tile under a lane grid, one for each loop order."""
     spec = problem.spec
     width = 1 << grid
     ty, tx = np.meshgrid(
@@ -112,17 +126,19 @@ def _best_tile(
         & (width * tx * problem.stride[1] * problem.pixel_bytes // spec.axi_bytes < 1 << 15)
         & (lane_rows * ty * problem.stride[0] < 1 << 11)
     )
+    if dataflow == "output":
+        legal &= ty * tx <= spec.depth
     if not legal.any():
-        return None
+        return []
     ty, tx, bank, held = ty[legal], tx[legal], bank[legal], held[legal]
-    best: Mapping | None = None
+    best = []
     for order in ("map", "columns"):
-        if order == "columns" and chunks > 1:
+        if (order == "columns" and chunks > 1) or order == _OTHER_ORDER.get(dataflow):
             continue
-        cost, resident = _cost(problem, streams, lane_rows, width, ty, tx, bank, held, chunks, order)
+        cost, resident = _cost(problem, streams, lane_rows, width, ty, tx, bank, held, chunks, order, dataflow)
         i = int(np.argmin(cost["cycles"]))
-        if best is None or cost["cycles"][i] < best.cost.cycles:
-            best = Mapping(
+        best.append(
+            Mapping(
                 bands=(_whole_map(problem, grid, lane_rows, (int(ty[i]), int(tx[i]))),),
                 chunks=chunks,
                 steps_at_once=_steps_at_once(spec),
@@ -130,7 +146,12 @@ def _best_tile(
                 resident=resident,
                 cost=Cost(**{k: float(v[i]) for k, v in cost.items()}),
             )
+        )
     return best
+
+
+_OTHER_ORDER = {"output": "columns", "input": "columns", "weight": "map"}
+"""The loop order that a fixed dataflow excludes."""
 
 
 def _whole_map(problem: Problem, grid: int, lane_rows: int, tile: tuple[int, int]) -> Band:
@@ -164,6 +185,7 @@ def _cost(
     held: NDArray[np.int64],
     chunks: int,
     order: str,
+    dataflow: str,
 ) -> tuple[dict[str, NDArray[np.float64]], bool]:
     """Closed-form cost of all candidates at once."""
     spec = problem.spec
@@ -183,16 +205,14 @@ def _cost(
 
     steps = np.concatenate([s.steps for s in streams])
     beats = np.array([t.beats(spec) for s in streams for t in s.tiles])
-    busy = np.maximum(steps, spec.column_groups)
     array = steps.sum() * per_lane
     ppu = steps.size * spec.column_groups * per_lane
-    compute = busy.sum() * per_lane
-
     unit_steps = max(int(s.steps.sum()) for s in streams)
-    resident = order == "map" and unit_steps <= spec.weight_steps and chunks == 1
+    resident = order == "map" and not dataflow and unit_steps <= spec.weight_steps and chunks == 1
     nx_pieces = -(-tx // spec.depth)
     sub_rows = np.maximum(1, spec.depth // (-(-tx // nx_pieces)))
     subs = nx_pieces * -(-ty // sub_rows)
+    compute = compute_cycles(spec, steps, per_lane, macros * subs)
     split = bool(steps.max() > _steps_at_once(spec)) or chunks > 1
     again = subs if split else np.ones_like(subs)
     if len({unit_records(s) for s in streams}) == 1 and (resident or order == "columns"):
@@ -238,8 +258,8 @@ def _cost(
     share = 1 / macros if resident else np.zeros_like(read)
     held_back = weight_reads * spec.beat_interval if resident else np.zeros_like(read)
     first = np.maximum(compute * share, held_back + (read - held_back) * share) * (share > 0)
-    rest = np.maximum(np.maximum(compute, read - held_back), write) * (1 - share)
-    streamed = np.maximum(np.maximum(compute, read), write)
+    rest = overlapped(compute, read - held_back, write) * (1 - share)
+    streamed = overlapped(compute, read, write)
     cycles = np.maximum(streamed, first + rest) + single + start + finish + small
     return {
         "cycles": cycles,

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.arch.spec import ArchSpec
+from gossamer.arch.timing import drain_latency, matmul_latency
 
-__all__ = ["Band", "Cost", "Mapping", "burst_cost", "sub_tile"]
+__all__ = ["Band", "Cost", "Mapping", "burst_cost", "compute_cycles", "overlapped", "sub_tile"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,3 +92,25 @@ def burst_cost(spec: ArchSpec, row_beats: NDArray[np.int64] | int, *, write: boo
     beats = np.minimum(row_beats, spec.burst_beats) * float(spec.beat_interval)
     taken: NDArray[np.float64] = np.maximum(beats + spec.burst_gap, (latency + beats) / flying) / beats
     return taken
+
+
+def compute_cycles(
+    spec: ArchSpec, steps: NDArray[np.int64], positions: NDArray[np.float64], items: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Cycles of array and PPUs together. steps : of every column tile.
+
+    positions, items : of a lane, and MATMULs that they are cut into. There are two banks of accumulators: a MATMUL
+    waits for the DRAIN of the one before the last, so that two of them take at least one's way through both pipelines.
+    """
+    groups = spec.column_groups
+    latency = (matmul_latency(spec) + drain_latency(spec)) * items
+    slots, turns = np.maximum(steps, groups)[:, None] * positions, (steps + groups)[:, None] * positions
+    taken: NDArray[np.float64] = np.maximum(slots, (turns + latency) / 2).sum(axis=0)
+    return taken
+
+
+def overlapped(*cycles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cycles of units that work side by side: the slowest, and something where another is almost as slow."""
+    slowest = np.maximum(np.maximum.reduce(cycles), 1.0)
+    excess: NDArray[np.float64] = sum(((c / slowest) ** 8 for c in cycles), np.zeros_like(slowest)) ** 0.125
+    return slowest * excess
