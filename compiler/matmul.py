@@ -20,7 +20,7 @@ from gossamer.arch.numerics import code_range
 from gossamer.arch.spec import ArchSpec
 from gossamer.compiler.layers import MatMul
 
-__all__ = ["MatMulProblem", "Tile", "kept_share", "make_matmul", "packable", "padded_tokens"]
+__all__ = ["MatMulProblem", "Tile", "Work", "kept_share", "make_matmul", "packable", "padded_tokens"]
 
 Runs = tuple[tuple[int, int], ...]
 """Steps [first, last) of a column tile that have to be done."""
@@ -63,6 +63,19 @@ class Tile:
     index: int
     first: int
     groups: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What has to be done for some tokens of a product. steps : cycles of the array for each position of a lane.
+
+    tiles, blocks : column tiles and output blocks that are not all masked.  runs : of steps, one after the other.
+    """
+
+    steps: int
+    tiles: int
+    blocks: int
+    runs: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -200,21 +213,52 @@ class MatMulProblem:
         blocks = range(self.run_blocks(self.output))
         return len({self.operand(i, t) for i in range(self.together) for block in blocks for t in self.tiles(i, block)})
 
-    def runs(self, low: int, high: int, output_block: int) -> Runs:
-        """What positions low .. high - 1 need of an output block's tiles; nothing where all is masked."""
-        mask, (rows, keys) = self.layer.mask, self.layer.mask_tile
+    @cached_property
+    def _known(self) -> dict[tuple[int, int], tuple[tuple[Runs, ...], Work]]:
+        """Runs and work of tokens that have been asked for, by their tiles of the mask."""
+        return {}
+
+    def _asked(self, low: int, high: int) -> tuple[tuple[Runs, ...], Work]:
+        rows = self.layer.mask_tile[0]
+        key = (0, 1) if self.layer.mask is None else (low // rows, -(-high // rows))
+        if key not in self._known:
+            runs = self._runs(*key)
+            least = self.spec.column_groups
+            needed = [(len(self.tiles(0, b)), found) for b, found in enumerate(runs) if found]
+            work = Work(
+                steps=sum(tiles * max(sum(e - s for s, e in found), least) for tiles, found in needed),
+                tiles=sum(tiles for tiles, _ in needed),
+                blocks=len(needed),
+                runs=sum(tiles * len(found) for tiles, found in needed),
+            )
+            self._known[key] = runs, work
+        return self._known[key]
+
+    def runs(self, low: int, high: int) -> tuple[Runs, ...]:
+        """What positions low .. high - 1 need of each output block's tiles; nothing where all is masked."""
+        return self._asked(low, high)[0]
+
+    def work(self, low: int, high: int) -> Work:
+        """What positions low .. high - 1 cost, in all output blocks. The PPU takes column_groups cycles for a tile."""
+        return self._asked(low, high)[1]
+
+    def _runs(self, first: int, last: int) -> tuple[Runs, ...]:
+        """Runs of the steps that rows first .. last - 1 of the mask's tiles need."""
+        mask, keys = self.layer.mask, self.layer.mask_tile[1]
+        blocks = self.run_blocks(self.output)
         if mask is None:
-            return ((0, self.steps),)
-        kept: NDArray[np.bool_] = np.any(mask[low // rows : -(-high // rows)], axis=0)
+            return (((0, self.steps),),) * blocks
+        kept: NDArray[np.bool_] = np.any(mask[first:last], axis=0)
         if self.layer.transposed:
-            first = output_block * self.spec.block
-            return ((0, self.steps),) if kept[first // keys : -(-(first + self.spec.block) // keys)].any() else ()
+            size = self.spec.block
+            some = [kept[b * size // keys : -(-((b + 1) * size) // keys)].any() for b in range(blocks)]
+            return tuple(((0, self.steps),) if found else () for found in some)
         need = np.zeros(self.steps, dtype=bool)
         for tile in np.flatnonzero(kept):
             need[int(tile) * keys // self.spec.macs : -(-((int(tile) + 1) * keys) // self.spec.macs)] = True
         need[0] |= not need.any()  # Y is written in any case
-        edges = np.flatnonzero(np.diff(need, prepend=False, append=False))
-        return tuple((int(s), int(e)) for s, e in edges.reshape(-1, 2))
+        edges = np.flatnonzero(np.diff(need, prepend=False, append=False)).reshape(-1, 2)
+        return (tuple((int(s), int(e)) for s, e in edges),) * blocks
 
 
 def make_matmul(layer: MatMul, placements: Mapping[str, Placement], spec: ArchSpec) -> MatMulProblem:

@@ -77,17 +77,15 @@ class _Builder:
     def _block_items(self, products: range, macro: Macro, block: int) -> Iterator[Item]:
         """Items of an output block of a macro tile. The last head comes first: see `packable`."""
         problem = self.problem
-        tokens = macro.tokens(problem.out[1])
-        runs = problem.runs(*tokens, block)
-        if not runs:
+        runs = problem.runs(*macro.tokens(problem.out[1]))
+        if not runs[block]:
             return
-        blocks = range(problem.run_blocks(problem.output))
-        needed = [run for b in blocks for run in problem.runs(*tokens, b)]
+        span = min(r[0][0] for r in runs if r), max(r[-1][1] for r in runs if r)
         out = self._out_chunk(macro)
         for product in reversed(products):
-            act = self._act_chunk(product, macro, needed)
+            act = self._act_chunk(product, macro, span)
             for tile in problem.tiles(product, block):
-                yield from self._tile_items(product, macro, tile, runs, act, out)
+                yield from self._tile_items(product, macro, tile, runs[block], act, out)
 
     def _tile_items(
         self, product: int, macro: Macro, tile: Tile, runs: tuple[tuple[int, int], ...], act: Chunk, out: Chunk
@@ -179,14 +177,14 @@ class _Builder:
 
     # ---- chunks ----
 
-    def _act_chunk(self, product: int, macro: Macro, runs: list[tuple[int, int]]) -> Chunk:
-        """A of a macro tile: the channel blocks that some run of steps reads."""
+    def _act_chunk(self, product: int, macro: Macro, span: tuple[int, int]) -> Chunk:
+        """A of a macro tile: the channel blocks that steps of this span read."""
         spec, problem, a = self.spec, self.problem, self.problem.a
         start, _ = problem.start(a, product)
         if start in self.acts:
             return self.acts[start]
-        first = min(s for s, _ in runs) * spec.macs // spec.block
-        last = min(-(-max(e for _, e in runs) * spec.macs // spec.block), problem.run_blocks(a))
+        first = span[0] * spec.macs // spec.block
+        last = min(-(-span[1] * spec.macs // spec.block), problem.run_blocks(a))
         positions = self.mapping.tile[0] * self.mapping.tile[1]
         fields = self._tiled(a, start + first, macro) | {
             "dest": first * positions * spec.block_beats,

@@ -116,18 +116,14 @@ def _priced(problem: MatMulProblem, grid: int, lane_rows: int, tile: tuple[int, 
         corners = -(-macro.tile[0] // ny) * -(-macro.tile[1] // nx)
         positions = macro.tile[0] * macro.tile[1]
         beats = macro.rows * macro.pixels * spec.block_beats
-        for block in range(problem.run_blocks(problem.output)):
-            runs = problem.runs(*macro.tokens(problem.out[1]), block)
-            if not runs:
-                continue
-            tiles = together * len(problem.tiles(0, block))
-            array += tiles * max(sum(e - s for s, e in runs), spec.column_groups) * positions
-            ppu += tiles * spec.column_groups * positions
-            items += tiles * corners * len(runs) * len(problem.pieces)
-            write += beats * write_row * together / problem.heads_of_block(problem.output)
-            if not resident:
-                read += operand * tiles * (corners if len(problem.pieces) > 1 else 1)
-        read += beats * blocks_read * read_row * together / problem.heads_of_block(problem.a)
+        work = problem.work(*macro.tokens(problem.out[1]))
+        array += together * work.steps * positions
+        ppu += together * work.tiles * spec.column_groups * positions
+        items += together * work.runs * corners * len(problem.pieces)
+        write += beats * write_row * work.blocks * together / problem.heads_of_block(problem.output)
+        read += beats * read_row * blocks_read * together / problem.heads_of_block(problem.a)
+        if not resident:
+            read += operand * together * work.tiles * (corners if len(problem.pieces) > 1 else 1)
     read += operand * problem.operands if resident else 0.0
     # A buffer that holds only one tile stands idle while the next one is loaded or stored.
     held = tile[0] * tile[1] * spec.block
@@ -171,10 +167,14 @@ def matmul_bound(problem: MatMulProblem) -> tuple[float, int, int]:
     """Lower bound of a layer: (array cycles with the steps it takes, beats read, beats written, each once)."""
     spec, layer = problem.spec, problem.layer
     steps = problem.tile_count * problem.steps * problem.tokens * kept_share(problem)
-    inputs = problem.tokens * problem.reduction + problem.reduction * problem.columns
-    read = layer.products * inputs // spec.axi_bytes
+    of_a, of_y = float(problem.tokens * problem.reduction), float(problem.tokens * problem.columns)
+    if layer.mask is not None:  # of what is masked, neither scores are written nor probabilities read
+        share = kept_share(problem)
+        of_a, of_y = (of_a, of_y * share) if layer.transposed else (of_a * share, of_y)
+    kept_keys = 1.0 if layer.mask is None else float(layer.mask.any(axis=0).mean())
+    read = int(layer.products * (of_a + kept_keys * problem.reduction * problem.columns) // spec.axi_bytes)
     return (
         layer.products * steps / spec.lanes,
         read,
-        layer.products * problem.tokens * problem.columns // spec.axi_bytes,
+        int(layer.products * of_y // spec.axi_bytes),
     )

@@ -1,5 +1,6 @@
 """On-chip buffers: space for chunks, given out round and round so that the next chunk seldom waits for the last."""
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -77,9 +78,14 @@ class Ring:
             chunk.base = chunk.whole.base + chunk.within
             return True
         self._live.sort(key=lambda c: c.base)
+        bases = [c.base for c in self._live]
         for start in self._candidates(chunk.align):
             end = start + chunk.size
-            if end <= self.capacity and all(end <= c.base or start >= c.base + c.size for c in self._live):
+            k = bisect_right(bases, start)  # chunks do not overlap: only both neighbours can be in the way
+            free = (k == 0 or self._live[k - 1].base + self._live[k - 1].size <= start) and end <= (
+                bases[k] if k < len(bases) else self.capacity
+            )
+            if free:
                 chunk.base = start
                 self._cursor = end
                 self._live.append(chunk)
