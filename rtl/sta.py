@@ -56,6 +56,7 @@ def longest_paths(
     """For every module with registers or memories, the longest path that ends in one of them.
 
     modules : as Yosys' write_json has them, mapped to cells of the library.  memories : modules that are black boxes.
+    A kind of module may not drive another place of its own kind without a register between: merged, that is a loop.
     """
     graph = _Graph(modules, top, library, frozenset(memories))
     return _Analysis(graph, library).paths()
@@ -211,28 +212,25 @@ class _Analysis:
 
     def _plant(self, loads: NDArray[np.float64]) -> None:
         """Put a tree of buffers behind every driver that it makes faster: what drivers see, and what trees add."""
-        tree = self._trees.behind(loads)
-        node, slow = self._target // 2, np.full(len(self._source), self._trees.transition)
-        gain = np.full(len(loads), -np.inf)
-        direct = self._stack(self._delay, slow, loads[node])
-        treed = self._stack(self._delay, slow, tree.capacitance[node]) + tree.delay[node]
-        np.maximum.at(gain, node[~self._wire], treed[~self._wire])
-        worst = np.full(len(loads), -np.inf)
-        np.maximum.at(worst, node[~self._wire], direct[~self._wire])
-        self._has_tree = gain < worst
+        cells = np.flatnonzero(~self._wire)
+        delay, node = self._delay[cells], self._target[cells] // 2
+        usual = np.full(len(cells), self._trees.transition)
+        self._tree = tree = self._trees.behind(loads)
+        without, with_tree = np.full(len(loads), -np.inf), np.full(len(loads), -np.inf)
+        np.maximum.at(without, node, self._stack(delay, usual, loads[node]))
+        np.maximum.at(with_tree, node, self._stack(delay, usual, tree.capacitance[node]) + tree.delay[node])
+        self._has_tree = with_tree < without
         self._load = np.where(self._has_tree, tree.capacitance, loads)
-        self._tree = tree
 
     def _propagate(self, count: int) -> None:
         """Every edge once, as soon as all that comes into its source is known."""
         order = np.argsort(self._source, kind="stable")
         begin = np.searchsorted(self._source[order], np.arange(count + 1))
         missing = np.bincount(self._target, minlength=count)
-        self._arrival = np.full(count, -np.inf)
-        self._slope = np.full(count, self._trees.transition)  # the transition of each edge
-        self._slope[_CLOCK + 2 :] = 0.0
-        self._arrival[: 2 * _CLOCK + 2] = 0.0
-        self._cause = np.full(count, -1)
+        clock = slice(2 * _CLOCK, 2 * _CLOCK + 2)
+        self._arrival, self._slope = np.full(count, -np.inf), np.zeros(count)
+        self._arrival[clock], self._slope[clock] = 0.0, self._trees.transition
+        self._cause = np.full(count, -1)  # the edge that comes last
         ready = np.flatnonzero(missing == 0)
         done = 0
         while len(ready):
@@ -240,7 +238,7 @@ class _Analysis:
             taken = np.concatenate([order[begin[r] : begin[r + 1]] for r in ready])
             arrival, slope = self._through(taken)
             target = self._target[taken]
-            later = np.argsort(arrival, kind="stable")  # of several edges into one target the last one stays
+            later = np.argsort(arrival, kind="stable")  # so that of several into one target the last one is kept
             taken, arrival, slope, target = taken[later], arrival[later], slope[later], target[later]
             better = arrival > self._arrival[target]
             self._cause[target[better]] = taken[better]

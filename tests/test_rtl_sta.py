@@ -85,7 +85,7 @@ def test_modules_are_timed_with_the_worst_of_their_places(tmp_path: Path) -> Non
         ("INV", {"A": [10], "Y": [11]}),
         flop(11, 12),
     )
-    # Both places together have no loop, though the first drives the second: the netlist must say so itself.
+    # Its first place drives its second: as one module that is a loop, though the netlist has none.
     with pytest.raises(AssertionError, match="loop"):
         longest_paths({"top": top, "inner": inner}, "top", read(tmp_path, library()))
     top["cells"]["c2"]["connections"]["a"] = [4]
