@@ -112,7 +112,7 @@ class _Builder:
             self._reserve(parts, placed)
             for macro, tile in self._order(whole):
                 pieces = placed[macro.band]
-                yield from self._tile_items(whole.unit, macro, tile, parts, pieces, drain, parameters, table)
+                yield from self._tile_items(macro, tile, parts, pieces, drain, parameters, table)
 
     def _reserve(self, parts: list[UnitStreams], bands: list[_Placed]) -> None:
         """What several chunks keep on chip together gets one reservation, so that it cannot break up the buffer."""
@@ -226,7 +226,6 @@ class _Builder:
 
     def _tile_items(
         self,
-        unit: Unit,
         macro: _Macro,
         t: int,
         parts: list[UnitStreams],
@@ -252,7 +251,7 @@ class _Builder:
                 piece = placed[c][t][p]
                 item = Item(
                     layer=self.index,
-                    act=self._act_chunk(unit, parts[c].input_blocks, c, macro, (t, at) if len(parts) > 1 else None, t),
+                    act=self._act_chunk(parts[c].input_blocks, c, macro, (t, at) if len(parts) > 1 else None, t),
                     weight=self._weight_chunk(piece, (c, t, p), macro, at),
                     offset=self._offset_chunk(piece, (c, t, p), macro, at),
                     matmul={
@@ -290,23 +289,27 @@ class _Builder:
     def _keep(self, key: Key, make: Chunk) -> Chunk:
         return self.kept.setdefault(key, make)
 
-    def _act_chunk(self, unit: Unit, blocks: tuple[int, ...], c: int, macro: _Macro, again: object, t: int) -> Chunk:
+    def _act_chunk(self, blocks: tuple[int, ...], c: int, macro: _Macro, again: object, t: int) -> Chunk:
         only = self.mapping.order == "columns" and self._several_macros()
         key = ("act", c, macro.image, macro.y, macro.x, again, t // self.problem.tiles_per_block if only else 0)
-        if key in self.kept:
-            return self.kept[key]
+        if key not in self.kept and self.mapping.order == "tiles":  # all that a column tile needs at once
+            every = [(("act", c, m.image, m.y, m.x, again, 0), self._act_chunk_of(blocks, m)) for m in self._macros()]
+            self._keep_together("activation", every)
+        return self.kept.get(key) or self._keep(key, self._act_chunk_of(blocks, macro))
+
+    def _act_chunk_of(self, blocks: tuple[int, ...], macro: _Macro) -> Chunk:
+        """The inputs of a macro tile, of these input blocks."""
         spec = self.spec
         bank = self._bank(self.mapping.bands[macro.band])
         size = len(blocks) * bank[0] * bank[1]
         slack = spec.activation_row_bytes if spec.hop < spec.group else 0
-        chunk = Chunk(
+        return Chunk(
             ring="activation",
             size=size + slack,
             align=spec.activation_row_bytes,
             per_unit=spec.axi_bytes,
             loads=self._act_loads(blocks, macro, bank),
         )
-        return self._keep(key, chunk)
 
     def _several_macros(self) -> bool:
         return self.problem.images * sum(band.macros for band in self.mapping.bands) > 1

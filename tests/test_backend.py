@@ -113,6 +113,23 @@ def test_a_map_in_two_bands(side, kernel, positions):
     assert slots == tiles * positions
 
 
+def test_bands_stand_together_in_the_bank():
+    """What a column tile needs at once is placed at once: the layer before may stand in the middle of the bank."""
+    spec = ArchSpec.load("sat-2of8")
+    rng = np.random.default_rng(0)
+    tensors, stages = [random_tensor(rng, "x", (1, 16, 14, 14))], []
+    for k, (channels, kernel) in enumerate([(256, 1), (256, 3), (96, 1), (256, 3), (256, 3), (16, 3)]):
+        conv, y = random_conv(rng, f"l{k}", tensors[-1], channels, (kernel,) * 2, pads=(kernel // 2,) * 4, density=0.1)
+        tensors.append(y)
+        stages.append(conv)
+    network = Network(
+        name="bands", tensors={t.name: t for t in tensors}, stages=tuple(stages), inputs=("x",), outputs=(y.name,)
+    )
+    program = build_program(network, spec)
+    assert sum(" and " in note.mapping for note in program.layers) >= 3
+    simulate(program, values=False)
+
+
 def test_depthwise_keeps_every_pe_busy():
     """With group >= columns and one MAC a PE, a depthwise convolution wastes no slot."""
     spec = ArchSpec.load("s4-1of32")
