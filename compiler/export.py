@@ -73,14 +73,16 @@ def host_ops(graph: Graph, op: Op, reason: str) -> list[Op]:
         graph.constants.setdefault(name, value)
         graph.tensors.setdefault(name, TensorInfo(name=name, shape=value.shape, dtype=str(value.dtype)))
     hosts: list[Op] = []
-    for node in writer.nodes:
+    # Every intermediate has the shape of the output, but for those of products, which nobody else may ask for.
+    shape = None if isinstance(op, Product) else graph.info(op.output).shape
+    for number, node in enumerate(writer.nodes):
         last = node is writer.nodes[-1]
         for tensor in node.output:
-            if tensor not in graph.tensors:  # every intermediate of an operation has the shape of its output
-                graph.tensors[tensor] = TensorInfo(name=tensor, shape=graph.info(op.output).shape)
+            if tensor not in graph.tensors:
+                graph.tensors[tensor] = TensorInfo(name=tensor, shape=shape)
         hosts.append(
             Host(
-                name=op.name if last else graph.fresh(f"{op.name}/{node.op_type}"),
+                name=op.name if last else graph.fresh(f"{op.name}/{node.op_type}{number}"),
                 inputs=tuple(node.input),
                 outputs=tuple(node.output),
                 source=op.source,

@@ -31,10 +31,10 @@ def map_layout(shape: Shape) -> Layout | None:
 
 
 def token_layout(shape: Shape) -> Layout | None:
-    """Layout of tokens [..., features]; [batch, tokens, features] keeps its images apart."""
+    """Layout of tokens [..., features]; a batch [images, tokens, features] of several tokens keeps its images apart."""
     if len(shape) < 2:
         return None
-    images = shape[0] if len(shape) == 3 else 1
+    images = shape[0] if len(shape) == 3 and shape[1] > 1 else 1
     return Layout(shape=(images, shape[-1], 1, prod(shape[:-1]) // images), channels_last=True)
 
 

@@ -90,6 +90,17 @@ def three_axes(b, x, batch):
     return flat[0], b.op("Reshape", k, b.constant([batch * HEADS, SIZE, TOKENS], np.int64)), flat[1]
 
 
+def tokens_first(b, x, batch):
+    """Tokens before the batch (torch's default), with a batch of one: heads by Reshape to [tokens, heads, size]."""
+    x = b.op("Transpose", x, perm=[1, 0, 2])
+    all_three = b.op("Reshape", linear(b, x, 3 * WIDTH), b.constant([TOKENS, 1, 3, WIDTH], np.int64))
+    parts = b.op("Transpose", all_three, perm=[2, 0, 1, 3])
+    rows = [b.op("Gather", parts, b.constant(i, np.int64), axis=0) for i in range(3)]
+    flat = [b.op("Reshape", y, b.constant([TOKENS, HEADS, SIZE], np.int64)) for y in rows]
+    q, k, v = (b.op("Transpose", y, perm=[1, 0, 2]) for y in flat)
+    return q, b.op("Transpose", k, perm=[0, 2, 1]), v
+
+
 SPELLINGS = [separate, turned_twice, packed_gather, packed_split, packed_slice, three_axes]
 
 
@@ -148,6 +159,31 @@ def test_the_scale_is_part_of_the_requantisation(scale):
     assert set(host.ops) == {"Softmax"}
     network, twin, _ = compile_both(model, [x], products=True)
     check_layers(network, twin, x)
+
+
+def test_tokens_before_the_batch():
+    b = Builder(("x", (1, TOKENS, WIDTH)))
+    q, k, v = tokens_first(b, "x", 1)
+    y = b.op("MatMul", b.op("Softmax", b.op("MatMul", q, k), axis=-1), v)
+    y = b.op("Reshape", b.op("Transpose", y, perm=[1, 0, 2]), b.constant([TOKENS, WIDTH], np.int64))
+    lsb, network = worst_lsb(b.model(b.op("Gemm", y, b.weight(WIDTH, WIDTH))), feeds(1), products=True)
+    check_structure(network)
+    assert lsb <= 2
+    (host,) = (stage for stage in network.stages if isinstance(stage, HostSegment))
+    assert set(host.ops) == {"Softmax"}
+    assert len(network.layers) == 6
+
+
+def test_products_that_lie_wrongly_go_to_the_host():
+    """Tokens before a batch of two: what the projection wrote is not heads of whole images."""
+    b = Builder(("x", (TOKENS, 2, WIDTH)))
+    q, k = (
+        b.op("Transpose", b.op("Reshape", linear(b, "x"), b.constant([TOKENS, 2 * HEADS, SIZE], np.int64)), perm=perm)
+        for perm in ([1, 0, 2], [1, 2, 0])
+    )
+    lsb, network = worst_lsb(b.model(b.op("MatMul", q, k)), {"x": feeds(2)["x"].transpose(1, 0, 2)}, products=True)
+    check_structure(network)
+    assert lsb <= 2
 
 
 def test_without_the_option_products_stay_on_the_host():
