@@ -293,7 +293,9 @@ class _Builder:
         only = self.mapping.order == "columns" and self._several_macros()
         key = ("act", c, macro.image, macro.y, macro.x, again, t // self.problem.tiles_per_block if only else 0)
         if key not in self.kept and self.mapping.order == "tiles":  # all that a column tile needs at once
-            every = [(("act", c, m.image, m.y, m.x, again, 0), self._act_chunk_of(blocks, m)) for m in self._macros()]
+            every: list[tuple[Key, Chunk]] = [
+                (("act", c, m.image, m.y, m.x, again, 0), self._act_chunk_of(blocks, m)) for m in self._macros()
+            ]
             self._keep_together("activation", every)
         return self.kept.get(key) or self._keep(key, self._act_chunk_of(blocks, macro))
 

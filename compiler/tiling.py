@@ -112,5 +112,6 @@ def compute_cycles(
 def overlapped(*cycles: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cycles of units that work side by side: the slowest, and something where another is almost as slow."""
     slowest = np.maximum(np.maximum.reduce(cycles), 1.0)
-    excess: NDArray[np.float64] = sum(((c / slowest) ** 8 for c in cycles), np.zeros_like(slowest)) ** 0.125
-    return slowest * excess
+    shares = sum(((c / slowest) ** 8 for c in cycles), np.zeros_like(slowest))
+    taken: NDArray[np.float64] = slowest * shares**0.125
+    return taken
