@@ -17,7 +17,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from gossamer.kernels.intrinsics import aligned_empty
+from gossamer.kernels.vectors import aligned_empty
 
 __all__ = ["Call", "aligned", "blas_kernel", "dense_products", "sparse_products"]
 

@@ -1,27 +1,28 @@
-"""CPU reference kernels: exact integer arithmetic that the simulator and the tests rely on.
+"""CPU kernels: exact integer arithmetic that the simulator and the tests rely on, plain and as fast as the CPU allows.
 
-formats: what a sparse weight is.  matmul, conv, pool, stream: sums and maxima in int32.  epilogue: back to 8 bits.
-bounds: the proof that int32 is enough.
+formats: what a sparse weight is.  matmul, conv, pool, stream: sums and maxima in int32, by plain loops.
+epilogue: back to 8 bits.  bounds: the proof that int32 is enough.
 
-layer: a weight made ready once, with all that follows its sums, and then called: the fast way in.
+layer: a weight made ready once, with all that follows its sums, and then called: the fast way in. Under it choose
+(which kernel, and why), pack and scaling (weights and parameters laid out), fast (the kernels), intrinsics, codes and
+vectors (the instructions they are made of).
 float_layer: the same for float32 weights; float_panels, float_kernels and float_vectors are what it stands on.
-pack, fast: the same sums by vector instructions, for a weight laid out once. choose: which kernel that is, and why.
-Public functions check what they are given; the compiled ones under them,
-private, trust it. Nothing is compiled before its first call.
+
+Public functions check what they are given; the compiled ones under them, private, trust it. Nothing is compiled before
+its first call.
 """
 
 from gossamer.kernels.bounds import max_accumulator
 from gossamer.kernels.choose import Decision, choose
 from gossamer.kernels.conv import conv2d, window_count
 from gossamer.kernels.epilogue import requantise
-from gossamer.kernels.fast import packed_linear, packed_matmul
 from gossamer.kernels.float_layer import FloatCodes, FloatLayer, prepare_float
 from gossamer.kernels.formats import BSR, CSR, NM, Dense, Weight
 from gossamer.kernels.layer import Layer, prepare
 from gossamer.kernels.matmul import bsr_matmul, csr_matmul, dense_matmul, nm_matmul, spmm
-from gossamer.kernels.pack import Packed, pack
 from gossamer.kernels.pool import max_pool2d, sum_pool2d
 from gossamer.kernels.stream import stream_matmul
+from gossamer.kernels.vectors import aligned_empty
 
 __all__ = [
     "BSR",
@@ -32,8 +33,8 @@ __all__ = [
     "FloatCodes",
     "FloatLayer",
     "Layer",
-    "Packed",
     "Weight",
+    "aligned_empty",
     "bsr_matmul",
     "choose",
     "conv2d",
@@ -42,9 +43,6 @@ __all__ = [
     "max_accumulator",
     "max_pool2d",
     "nm_matmul",
-    "pack",
-    "packed_linear",
-    "packed_matmul",
     "prepare",
     "prepare_float",
     "requantise",

@@ -1,9 +1,10 @@
 """Which kernel multiplies with a weight, and why: a function of format, shape and the processor's features.
 
-    dense       row-major activations, a dword of each broadcast against 16 outputs a vector
-    blocks      the same for blocks of a multiple of 16 outputs by a multiple of 4 inputs; absent blocks cost nothing
-    select      16 outputs a vector; each picks its nonzeros out of 64 bytes of activations. Any sparsity: outputs
-                with fewer nonzeros in those 64 than their neighbours are padded
+    dense       4 codes of a row at a time, repeated over a vector, meet 16 outputs by 4 inputs
+    blocks      the same for blocks of a multiple of 16 outputs by 4 inputs; absent blocks cost nothing. With 16 outputs
+                by 8 inputs two vectors share one repeated piece of 8 codes: loads are what limits this kernel
+    select      16 outputs a vector; each picks 4 codes of its own out of 64 in a row, a window that slides along
+    shared      the same, 4 neighbouring outputs with the same inputs picking together
     reference   plain loops, in any format
 
 `GOSSAMER_PORTABLE=1` in the environment decides, and computes, as if the processor had no vector extension.
@@ -14,12 +15,14 @@ from dataclasses import dataclass
 
 from gossamer.arch.errors import ModelError
 from gossamer.kernels.formats import BSR, CSR, NM, Dense, Weight
-from gossamer.kernels.intrinsics import cpu_features, has_vectors
+from gossamer.kernels.vectors import cpu_features, has_vectors
 
 __all__ = ["Decision", "choose", "usable_features"]
 
-_DOT, _PICK = "avx512vnni", "avx512vbmi"
-_SELECT_DENSITY = 0.75
+_DOTS = {"avx512vnni": 64, "avxvnni": 32}
+_PICK = "avx512vbmi"
+_MOST_KEPT = {"select": 0.4, "shared": 0.8, "N:M": 0.7}
+"""Density from which multiplying zeros costs less than picking around them, as measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +56,22 @@ def choose(weight: Weight, *, features: frozenset[str] | None = None) -> Decisio
     if not has_vectors():
         return Decision(kernel="reference", reason="NUMBA_DISABLE_JIT is set, and vectors exist in compiled code only")
     has = usable_features() if features is None else features
-    dot = f"{_DOT} multiplies 64 at a time" if _DOT in has else f"without {_DOT} in 16-bit products"
+    dot = next((name for name in _DOTS if name in has), None)
+    speed = f"{dot} multiplies {_DOTS[dot]} at a time" if dot else f"without {' or '.join(_DOTS)} in 16-bit products"
     if isinstance(weight, Dense):
-        return Decision(kernel="dense", reason=f"every weight is used, and {dot}")
+        return Decision(kernel="dense", reason=f"every weight is used, and {speed}")
     if isinstance(weight, BSR) and weight.block[0] % 16 == 0 and weight.block[1] % 4 == 0:
-        return Decision(kernel="blocks", reason=f"blocks of {weight.block[0]} x {weight.block[1]} fill vectors; {dot}")
-    missing = sorted({_DOT, _PICK} - has)
-    if missing:
-        return Decision(kernel="reference", reason=f"picking nonzeros out of a vector needs {' and '.join(missing)}")
-    density = _density(weight)
-    if density > _SELECT_DENSITY:
         return Decision(
-            kernel="dense", reason=f"{density:.0%} is kept: multiplying zeros costs less than skipping them"
+            kernel="blocks", reason=f"blocks of {weight.block[0]} x {weight.block[1]} fill vectors; {speed}"
         )
-    return Decision(kernel="select", reason=f"{density:.0%} is kept, picked by {_PICK} for {_DOT}")
+    if _PICK not in has:
+        return Decision(kernel="dense", reason=f"picking nonzeros out of a vector needs {_PICK}; {speed}")
+    kernel = "shared" if isinstance(weight, BSR) and weight.block[0] % 4 == 0 else "select"
+    density, most = _density(weight), _MOST_KEPT["N:M" if isinstance(weight, NM) else kernel]
+    if density > most:
+        reason = f"{density:.0%} is kept: up to {most:.0%} {kernel} would cost less than multiplying zeros"
+        return Decision(kernel="dense", reason=reason)
+    return Decision(kernel=kernel, reason=f"{density:.0%} is kept, picked by {_PICK}; {speed}")
 
 
 def _density(weight: NM | BSR | CSR) -> float:

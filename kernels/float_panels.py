@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from gossamer.arch.errors import ModelError
 from gossamer.kernels.checks import check_array
-from gossamer.kernels.intrinsics import aligned_empty
+from gossamer.kernels.vectors import aligned_empty
 
 __all__ = ["PANEL", "FloatPanels", "FloatWeight", "SparseMatrix", "lay_out"]
 

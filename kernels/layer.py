@@ -13,49 +13,87 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.arch.errors import ModelError
+from gossamer.arch.jit import entry, start_compiler
 from gossamer.arch.numerics import Requant
+from gossamer.kernels import fast
+from gossamer.kernels.bounds import max_accumulator
 from gossamer.kernels.checks import check_array, check_int, check_zero_point
-from gossamer.kernels.choose import Decision
+from gossamer.kernels.choose import Decision, usable_features
 from gossamer.kernels.epilogue import requantise
-from gossamer.kernels.fast import packed_linear, packed_matmul
 from gossamer.kernels.formats import Weight
 from gossamer.kernels.matmul import spmm
-from gossamer.kernels.pack import pack
+from gossamer.kernels.pack import Packed, pack
+from gossamer.kernels.scaling import Scaling, make_scaling
+from gossamer.kernels.vectors import aligned_empty
 
 __all__ = ["Layer", "prepare"]
 
 Codes = NDArray[np.int8] | NDArray[np.uint8]
 CodeType = Literal["int8", "uint8"]
+Run = Callable[[Codes, NDArray[Any], Codes | None], object]
+"""Computes a layer on arguments that have been checked: x, out, residual."""
+
+_TILES = {
+    ("dense", 4): 6,
+    ("blocks", 1): 8,
+    ("blocks", 2): 8,
+    ("blocks", 4): 6,
+    ("select", 1): 10,
+    ("select", 4): 4,
+    ("shared", 1): 6,
+}
+"""Rows of a tile by kernel and width: what was fastest, with accumulators and operands within 32 registers. Without a
+dot product there is little to gain, and it is 2."""
+_STRIP, _NEAR = 24, 10_000
+"""Rows, about, that meet a group's weights while they are in the nearest cache, if the weights are so few bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
     """A weight with all that belongs to it, ready to be applied: `layer(x)`. Made by `prepare`.
 
-    weight : what it multiplies with, [N, K].  why : the kernel, and the reason for it.
-    activation : dtype of x.  result : dtype of what a call returns: int32 sums without a requantisation, else codes.
+    shape : (N, K).  why : the kernel, and the reason for it.
+    activation : dtype of x.  residual : dtype of a call's second operand, or None.
+    result : dtype of what a call returns: int32 sums without a requantisation, else codes.
     """
 
-    weight: Weight
+    shape: tuple[int, int]
     why: Decision
     activation: np.dtype[Any]
+    residual: np.dtype[Any] | None
     result: np.dtype[Any]
-    run: Callable[[Codes, Codes | None, NDArray[Any] | None], NDArray[Any]]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, K)."""
-        return self.weight.shape
+    run: Run
 
     def __call__(self, x: Codes, *, residual: Codes | None = None, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """The layer's result [rows, N] for x [rows, K], rows >= 0.
 
-        x : of dtype `activation`; fastest when C-contiguous.
-        residual : codes [rows, N] of the dtype that `prepare` was told, given if and only if it was.
+        x : of dtype `activation`; fastest when C-contiguous and 64-byte aligned (`aligned_empty`).
+        residual : codes [rows, N] of dtype `residual`, given if and only if that is not None.
         out : [rows, N] of dtype `result`, C-contiguous and writeable, to write and return; new memory costs a page
             fault every 4 KiB. Raises ModelError when an argument does not fit.
         """
-        return self.run(x, residual, out)
+        columns, inputs = self.shape
+        if type(x) is not np.ndarray or x.dtype != self.activation or x.ndim != 2 or x.shape[1] != inputs:
+            self._refuse("x", x, self.activation, f"(rows, {inputs})")
+        shape = (x.shape[0], columns)
+        if out is None:
+            out = aligned_empty(shape, self.result)
+        elif type(out) is not np.ndarray or out.dtype != self.result or out.shape != shape or not out.flags.carray:
+            self._refuse("out", out, self.result, f"{shape}, C-contiguous and writeable")
+        if residual is None:
+            if self.residual is not None:
+                raise ModelError(f"residual must be codes of {self.residual} for this layer, not None")
+        elif self.residual is None:
+            raise ModelError("residual must be None: the layer was prepared without one")
+        elif type(residual) is not np.ndarray or residual.dtype != self.residual or residual.shape != shape:
+            self._refuse("residual", residual, self.residual, str(shape))
+        if x.shape[0] > 0:
+            self.run(x, out, residual)
+        return out
+
+    def _refuse(self, name: str, array: Any, dtype: np.dtype[Any], shape: str) -> None:
+        found = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise ModelError(f"{name} must be an ndarray of {dtype} of shape {shape} for this layer, not {found}")
 
 
 def prepare(
@@ -73,14 +111,15 @@ def prepare(
 ) -> Layer:
     """Make a layer of a weight.
 
-        sums = (x - zero_point) @ weight.T + bias                                    int32, without requant
-        codes = gossamer.arch.numerics.requantise(sums - bias, bias, requant, residual, table)     with it, bit for bit
+        sums = (x - zero_point) @ weight.T + bias                                                 without requant
+        codes = gossamer.arch.numerics.requantise(sums - bias, bias, requant, residual, table)    with it, bit for bit
 
     weight : int8 [N, K] of any format; later changes to its arrays are not seen.
     activation : dtype of the codes x.  zero_point : of x, a code of that dtype.
     bias : int32 [N], or None for zeros.
     requant : multiplier and shift per output; lo and hi are codes of the result (of int8 or uint8 alike when there is
-        a table). None: the result is int32 sums.
+        a table). Real scales: `gossamer.arch.numerics.make_requant`; a float32 one is held exactly.
+        None: the result is int32 sums.
     result : dtype of the codes that come out; None: that of the activations.
     residual : dtype of a second operand of every call, which requant adds; None: there is none.
     table : 256 codes of the result's dtype, looked up by the requantised code, or None.
@@ -90,39 +129,117 @@ def prepare(
     Sums wrap at 32 bits, so they are exact whenever the true one fits: the caller proves it (`max_accumulator`).
     Raises ModelError when an argument does not fit.
     """
-    dtype, codes = np.dtype(activation), np.dtype(result or activation)
-    check_zero_point(zero_point, dtype)
+    code, codes = _code_type("activation", activation), _code_type("result", result or activation)
+    second = None if residual is None else _code_type("residual", residual)
+    check_zero_point(zero_point, code)
     check_int("threads", threads, 1)
     packed = pack(weight, features=features)
-    biases = np.zeros(packed.shape[0], np.int32) if bias is None else bias
-    signed = codes == np.int8
-
-    def run(x: Codes, residuals: Codes | None, out: NDArray[Any] | None) -> NDArray[Any]:
-        check_array("x", x, [dtype.type], 2)
-        if (residuals is None) != (residual is None):
-            raise ModelError(f"residual must be given to a layer prepared with one, and only then: {residual}")
-        if packed.decision.kernel == "reference":
-            sums = spmm(x, packed, zero_point=zero_point)
-            made: NDArray[Any] = sums + biases
-            if requant is not None:
-                made = requantise(sums, biases, requant, residuals, table).astype(codes)
-            if out is None:
-                return made
-            out[...] = made
-            return out
-        if requant is not None:
-            return packed_linear(
-                x, packed, biases, requant, zero_point=zero_point, signed=bool(signed), residual=residuals, table=table,
-                out=out,
-            )  # fmt: skip
-        total = packed_matmul(x, packed, zero_point=zero_point, out=out)
-        total += biases
-        return total
-
+    if packed is not None:
+        start_compiler()
+    n = weight.shape[0]
+    biases = np.zeros(n, np.int32) if bias is None else bias
+    check_array("bias", biases, [np.int32], 1)
+    if biases.shape != (n,):
+        raise ModelError(f"bias must have shape ({n},), one an output, not {biases.shape}")
+    if requant is None and (second is not None or table is not None):
+        raise ModelError("requant must be given where there is a residual or a table, not None")
+    scaling = None
+    if requant is not None:
+        signed = bool(code == np.int8)
+        bound = max_accumulator(weight, biases, zero_point=zero_point, signed=signed)
+        scaling = make_scaling(
+            requant, biases, bound, codes, second, table, packed.slots if packed else -(-n // 16) * 16
+        )
+    if packed is None:
+        run = _reference(weight, zero_point, biases, requant, table)
+        why = Decision(kernel="reference", reason="NUMBA_DISABLE_JIT is set, and vectors exist in compiled code only")
+    else:
+        shift = zero_point + (128 if code == np.int8 else 0)
+        begin = -shift * weight.to_dense().sum(axis=1, dtype=np.int64)
+        if scaling is None or not scaling.with_bias:
+            begin += biases
+        run, why = _Vectorised(packed, begin, scaling, threads), packed.decision
     return Layer(
-        weight=weight,
-        why=packed.decision,
-        activation=dtype,
+        shape=weight.shape,
+        why=why,
+        activation=code,
+        residual=second,
         result=np.dtype(np.int32) if requant is None else codes,
         run=run,
     )
+
+
+def _code_type(name: str, value: object) -> np.dtype[Any]:
+    if value not in ("int8", "uint8"):
+        raise ModelError(f"{name} must be 'int8' or 'uint8', not {value!r}")
+    return np.dtype(str(value))
+
+
+def _reference(
+    weight: Weight, zero_point: int, bias: NDArray[np.int32], requant: Requant | None, table: Codes | None
+) -> Run:
+    def run(x: Codes, out: NDArray[Any], residual: Codes | None) -> None:
+        sums = spmm(x, weight, zero_point=zero_point)
+        out[...] = sums + bias if requant is None else requantise(sums, bias, requant, residual, table)
+
+    return run
+
+
+class _Vectorised:
+    """A layer by its compiled kernel."""
+
+    def __init__(self, packed: Packed, begin: NDArray[np.int64], scaling: Scaling | None, threads: int) -> None:
+        """begin : int64 [N], what an output's sum starts from."""
+        self._packed, self._threads, self._codes = packed, threads, scaling is not None
+        padded = np.pad(begin, (0, packed.slots - begin.size))
+        first = np.where(packed.outputs < 0, 0, padded[packed.outputs]).astype(np.int32).reshape(-1)
+        parameters: tuple[Any, ...] = (None,) * 4
+        if scaling is not None:
+            parameters = (scaling.scale, scaling.limits, scaling.mixing, scaling.table)
+        self._constants = (packed.data, packed.pointers, packed.places, first, *parameters)
+        self._mode = None if {"avx512vnni", "avxvnni"} & usable_features() else ()
+        self._heights = _heights(2 if self._mode == () else _TILES[packed.decision.kernel, packed.width])
+        self._entries: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
+
+    def __call__(self, x: Codes, out: NDArray[Any], residual: Codes | None) -> None:
+        count = x.shape[0]
+        if x.shape[1] != self._packed.inputs or not x.flags.c_contiguous:
+            wider: NDArray[Any] = np.zeros((count, self._packed.inputs), x.dtype)
+            wider[:, : x.shape[1]] = x
+            x = wider
+        if self._mode is not None and x.dtype == np.int8:  # 16-bit products of codes moved in place compile for minutes
+            x = x.view(np.uint8) ^ np.uint8(128)
+        if residual is not None:
+            residual = residual if residual.flags.c_contiguous else residual.copy()
+        if self._codes:
+            out = out.view(np.uint8)
+        height = self._heights[min(count, len(self._heights) - 1)]
+        if height not in self._entries:
+            self._entries[height] = self._enter(height, x, out, residual)
+        code, constants = self._entries[height]
+        code(x, out, residual, *constants)
+
+    def _enter(
+        self, height: int, x: Codes, out: NDArray[Any], residual: Codes | None
+    ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """The kernel's code for tiles of this height, and all of its arguments that do not change."""
+        packed = self._packed
+        selects = packed.decision.kernel in ("select", "shared")
+        lengths = (height, packed.width, packed.panel, packed.share if selects else packed.dwords, packed.run)
+        groups = packed.pointers.size - 1
+        strip = _STRIP // height * height if packed.data.size < _NEAR * groups else 1 << 30
+        constants = (
+            *self._constants,
+            *((0,) * length for length in lengths),
+            max(height, strip),
+            self._mode,
+            0,
+            groups,
+        )
+        kernel = fast.select if selects else fast.broadcast
+        return entry(kernel, x, out, residual, *constants), constants
+
+
+def _heights(tallest: int) -> list[int]:
+    """The height of tiles for 0, 1, 2, ... rows and, last, for all more: few, as each is compiled by itself."""
+    return [max(h for h in (1, 2, 4, tallest) if h <= max(1, min(count, tallest))) for count in range(tallest + 1)]

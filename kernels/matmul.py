@@ -1,4 +1,4 @@
-"""Matrix products of 8-bit activations with a weight in any format: out = (x - zero_point) @ weight.T.
+"""Matrix products, by plain loops, of 8-bit activations with a weight in any format: out = (x - zero_point) @ weight.T.
 
     x : uint8 or int8 codes [rows, K];  weight : [N, K], see formats;  out : int32 [rows, N]
 
@@ -11,24 +11,15 @@ from numpy.typing import NDArray
 from gossamer.arch.errors import ModelError
 from gossamer.arch.jit import jit
 from gossamer.kernels.checks import check_array, check_zero_point, to_operand
-from gossamer.kernels.fast import packed_matmul
 from gossamer.kernels.formats import BSR, CSR, NM, Dense, Weight
-from gossamer.kernels.pack import Packed
 
 __all__ = ["bsr_matmul", "csr_matmul", "dense_matmul", "nm_matmul", "spmm"]
 
 Codes = NDArray[np.int8] | NDArray[np.uint8]
 
 
-def spmm(x: Codes, weight: Weight | Packed, *, zero_point: int = 0) -> NDArray[np.int32]:
-    """The product by the reference kernel of the weight's format, or by the kernel chosen for a packed weight.
-
-    Raises ModelError as that kernel does.
-    """
-    if isinstance(weight, Packed):
-        if weight.decision.kernel != "reference":
-            return packed_matmul(x, weight, zero_point=zero_point)
-        weight = weight.weight
+def spmm(x: Codes, weight: Weight, *, zero_point: int = 0) -> NDArray[np.int32]:
+    """The product by the function of the weight's format. Raises ModelError as that function does."""
     match weight:
         case Dense():
             return dense_matmul(x, weight, zero_point=zero_point)

@@ -1,7 +1,8 @@
-"""Packed weights give the plain int64 product and its requantisation, with vector instructions and without."""
+"""Prepared layers give the plain int64 product and its requantisation, with vector instructions and without."""
 
 import os
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,12 @@ from numpy.typing import NDArray
 from gossamer.arch import numerics
 from gossamer.arch.errors import GossamerError
 from gossamer.arch.numerics import Requant
-from gossamer.kernels import BSR, CSR, NM, Dense, Weight, choose, pack, packed_linear, packed_matmul, spmm
-from gossamer.kernels.pack import Packed
+from gossamer.kernels import BSR, CSR, NM, Dense, Layer, Weight, aligned_empty, choose, prepare
 
-pytestmark = pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="vectors exist in compiled code")
+compiled = pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="vectors exist in compiled code")
 
 VECTORS = frozenset({"avx512vnni", "avx512vbmi"})
 """Every kernel is chosen, whatever this machine has: an instruction it lacks is replaced."""
-
-SHAPES = [(1, 1, 1), (2, 17, 64), (5, 70, 67), (13, 49, 130), (9, 64, 8)]
-"""Rows, N, K: whole vectors and remainders, fewer rows than a tile has and more."""
 
 
 @pytest.fixture(params=["native", "portable"])
@@ -29,128 +26,239 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return str(request.param)
 
 
-def codes(rng: np.random.Generator, shape: tuple[int, ...], signed: bool, extreme: bool) -> NDArray[Any]:
+def codes(rng: np.random.Generator, shape: tuple[int, ...], signed: bool, extreme: bool = False) -> NDArray[Any]:
     low, high = (-128, 127) if signed else (0, 255)
     values = rng.choice([low, high], shape) if extreme else rng.integers(low, high + 1, shape)
     return values.astype(np.int8 if signed else np.uint8)
 
 
-def formats_of(dense: NDArray[np.int8]) -> list[Weight]:
-    fullest = max(int(np.count_nonzero(dense[:, k : k + 8], axis=1).max()) for k in range(0, dense.shape[1], 8))
-    formats: list[Weight] = [Dense.from_dense(dense), CSR.from_dense(dense)]
-    if dense.shape[1] >= 8:
-        formats.append(NM.from_dense(dense, n=max(1, fullest), m=8))
-    formats += [BSR.from_dense(dense, block=block) for block in ((4, 1), (4, 4), (16, 4), (32, 32), (48, 16))]
-    return formats
+def sparse(rng: np.random.Generator, n: int, k: int, density: float, extreme: bool = False) -> NDArray[np.int8]:
+    kept: NDArray[np.int8] = np.where(rng.random((n, k)) < density, codes(rng, (n, k), True, extreme), 0).astype(
+        np.int8
+    )
+    return kept
 
 
+def as_format(name: str, dense: NDArray[np.int8]) -> Weight:
+    """The dense matrix in a format, cut where the format cannot hold it."""
+    kind, _, rest = name.partition(" ")
+    if kind == "CSR":
+        return CSR.from_dense(dense)
+    if kind == "NM":
+        n, m = map(int, rest.split(":"))
+        dense = np.where(np.arange(dense.shape[1]) % m < n, dense, 0).astype(np.int8)
+        return NM.from_dense(np.roll(dense, 1, axis=1) if dense.shape[1] % m == 0 else dense, n=n, m=m)
+    if kind == "BSR":
+        br, bc = map(int, rest.split("x"))
+        return BSR.from_dense(dense, block=(br, bc))
+    return Dense.from_dense(dense)
+
+
+KERNELS = {"Dense": "dense", "CSR": "select", "NM 1:4": "select", "BSR 4x1": "shared"} | dict.fromkeys(
+    ("BSR 16x8", "BSR 32x4", "BSR 16x4"), "blocks"
+)
+"""The formats that between them have every shape of tile, and their kernels."""
+
+
+def product(x: NDArray[Any], zero_point: int, weight: Weight) -> NDArray[np.int64]:
+    total: NDArray[np.int64] = (x.astype(np.int64) - zero_point) @ weight.to_dense().astype(np.int64).T
+    return total
+
+
+@compiled
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(("n", "k", "extreme"), [(70, 133, False), (17, 65, True)])
+def test_sums(path: str, name: str, n: int, k: int, extreme: bool) -> None:
+    """Remainders of rows, outputs and inputs; sums at their most extreme; a bias."""
+    rng = np.random.default_rng(n)
+    weight = as_format(name, sparse(rng, n, k, 0.2, extreme))
+    bias = rng.integers(-(2**20), 2**20, n).astype(np.int32)
+    layer = prepare(weight, zero_point=255 * extreme, bias=bias, features=VECTORS)
+    assert layer.why.kernel == KERNELS[name]
+    x = codes(rng, (13, k), False, extreme)
+    out = layer(x)
+    assert out.dtype == np.int32
+    assert np.array_equal(out, product(x, 255 * extreme, weight) + bias)
+
+
+@compiled
+@pytest.mark.parametrize("name", ["Dense", "BSR 4x1"])
+def test_signed_activations(path: str, name: str) -> None:
+    rng = np.random.default_rng(1)
+    weight = as_format(name, sparse(rng, 40, 70, 0.2))
+    x = codes(rng, (13, 70), True, True)
+    for zero_point in (-128, 0, 127):
+        layer = prepare(weight, activation="int8", zero_point=zero_point, features=VECTORS)
+        assert np.array_equal(layer(x), product(x, zero_point, weight))
+
+
+@compiled
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 6, 7])
+def test_few_rows(count: int) -> None:
+    """Shorter tiles, and rows that are computed twice."""
+    rng = np.random.default_rng(2)
+    weight = as_format("Dense", sparse(rng, 65, 17, 1.0))
+    x = codes(rng, (count, 17), False)
+    assert np.array_equal(prepare(weight)(x), product(x, 0, weight))
+
+
+@compiled
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (3, 4), (2, 15), (1, 63)])
+def test_small_weights(n: int, k: int) -> None:
+    rng = np.random.default_rng(3)
+    x = codes(rng, (13, k), False)
+    for name in KERNELS:
+        if k >= 4 or "4" not in name.partition(":")[2]:
+            weight = as_format(name, sparse(rng, n, k, 0.9))
+            assert np.array_equal(prepare(weight, zero_point=9, features=VECTORS)(x), product(x, 9, weight)), name
+
+
+@compiled
+@pytest.mark.slow
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("extreme", [False, True])
-def test_products(path: str, signed: bool, extreme: bool) -> None:
-    rng = np.random.default_rng(5)
-    for (count, n, k), density in zip(SHAPES, (1.0, 0.3, 0.1, 0.5, 0.0), strict=True):
-        x = codes(rng, (count, k), signed, extreme)
-        dense = np.where(rng.random((n, k)) < density, codes(rng, (n, k), True, extreme), 0).astype(np.int8)
-        zero_point = int(codes(rng, (), signed, True))
-        expected = (x.astype(np.int64) - zero_point) @ dense.astype(np.int64).T
-        for weight in formats_of(dense):
-            out = spmm(x, pack(weight, features=VECTORS), zero_point=zero_point)
-            assert out.dtype == np.int32
-            assert np.array_equal(out, expected), (type(weight).__name__, choose(weight, features=VECTORS))
+@pytest.mark.parametrize("name", ["NM 2:4", "NM 1:8", "NM 3:16", "NM 8:64", "NM 1:5"] + [
+    f"BSR {block}" for block in ("4x4", "8x1", "16x1", "16x16", "32x32", "48x16", "64x12", "5x3")
+])  # fmt: skip
+def test_other_formats(path: str, name: str, signed: bool) -> None:
+    rng = np.random.default_rng(4)
+    for count, n, k, density in ((1, 33, 64, 0.1), (29, 130, 200, 0.3), (4, 64, 70, 0.0)):
+        weight = as_format(name, sparse(rng, n, k, density))
+        x = codes(rng, (count, k), signed)
+        layer = prepare(weight, activation="int8" if signed else "uint8", zero_point=3, features=VECTORS)
+        assert np.array_equal(layer(x), product(x, 3, weight)), layer.why
 
 
-@pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize(("with_residual", "with_table"), [(False, False), (True, False), (False, True), (True, True)])
-def test_layers(path: str, signed: bool, with_residual: bool, with_table: bool) -> None:
-    """Against arch.numerics, with halves to round, every shift, and remainders of rows and columns."""
-    rng = np.random.default_rng(6)
-    count, n, k = 13, 70, 130
-    x = codes(rng, (count, k), signed, False)
-    dense = np.where(rng.random((n, k)) < 0.2, codes(rng, (n, k), True, False), 0).astype(np.int8)
-    acc = ((x.astype(np.int64) - 3) @ dense.astype(np.int64).T).astype(np.int32)
-    shift = rng.integers(9, 48, n)
-    shift[:20] = 9
+def halves(rng: np.random.Generator, n: int, signed: bool) -> Requant:
+    """Every shift, many multipliers that are powers of two, so that halves are met."""
     low, high = (-128, 127) if signed else (0, 255)
-    q = Requant(
-        multiplier=np.where(np.arange(n) < 40, 1 << rng.integers(0, 9, n), rng.integers(0, 1 << 24, n)),
-        shift=shift,
+    return Requant(
+        multiplier=np.where(np.arange(n) % 3 > 0, 1 << rng.integers(0, 9, n), rng.integers(0, 1 << 24, n)),
+        shift=np.where(np.arange(n) % 4 > 0, 9, rng.integers(9, 48, n)),
         zero_point=5,
         lo=low + 3,
         hi=high - 2,
-        residual_multiplier=65535,
-        residual_shift=9,
-        residual_zero_point=2,
     )
-    bias = rng.choice([-(2**31), -1, 0, 1, 2**31 - 1, 1000, -5000], n).astype(np.int32)
-    residual = codes(rng, (count, n), signed, False) if with_residual else None
-    table = codes(rng, (256,), signed, False) if with_table else None
-    expected = numerics.requantise(acc, bias, q, residual, table)
-    for weight in formats_of(dense):
-        packed = pack(weight, features=VECTORS)
-        out = packed_linear(x, packed, bias, q, zero_point=3, signed=signed, residual=residual, table=table)
-        assert out.dtype == (np.int8 if signed else np.uint8)
-        assert np.array_equal(out, expected), str(packed.decision)
 
 
-def test_no_rows() -> None:
-    packed = pack(Dense.from_dense(np.ones((3, 5), np.int8)))
-    assert packed_matmul(np.empty((0, 5), np.uint8), packed).shape == (0, 3)
+FORMS = [
+    ("Dense", "float32"),
+    ("BSR 32x4", "float32"),
+    ("BSR 16x8", "float32"),
+    ("BSR 16x8", "float64"),
+    ("BSR 16x8", "float64 residual"),
+    ("BSR 16x8", "int64"),
+    ("BSR 16x8", "int64 residual table"),
+]
 
 
-def test_result_where_it_is_wanted() -> None:
+@compiled
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_codes(path: str, name: str, form: str) -> None:
+    """Against arch.numerics: halves, saturation, each form of the arithmetic, each width of a tile."""
+    rng = np.random.default_rng(6)
+    count, n, k = 13, 70, 133
+    signed = "table" in form
+    weight, x = as_format(name, sparse(rng, n, k, 0.2)), codes(rng, (count, k), False)
+    bias = rng.integers(-5000, 5000, n).astype(np.int32)
+    q = halves(rng, n, signed)
+    if form == "float32":
+        q = replace(q, multiplier=q.multiplier >> 4)
+    if form != "float32":
+        bias[:10] = 2**25
+    if form.startswith("int64"):
+        bias[10:20] = rng.choice([-(2**31), 2**31 - 1], 10)
+    residual, table = None, None
+    if "residual" in form:
+        q = replace(q, residual_multiplier=65535, residual_shift=9, residual_zero_point=2)
+        residual = codes(rng, (count, n), signed)
+    if "table" in form:
+        table = codes(rng, (256,), signed)
+    layer = prepare(
+        weight,
+        zero_point=3,
+        bias=bias,
+        requant=q,
+        result="int8" if signed else "uint8",
+        residual=None if residual is None else residual.dtype.name,  # type: ignore[arg-type]
+        table=table,
+        features=VECTORS,
+    )
+    out = layer(x, residual=residual)
+    expected = numerics.requantise(product(x, 3, weight).astype(np.int32), bias, q, residual, table)
+    assert out.dtype == (np.int8 if signed else np.uint8)
+    assert np.array_equal(out, expected)
+
+
+def test_small_layer_by_any_means() -> None:
+    """Also in plain Python, by the reference."""
+    x = np.arange(8, dtype=np.uint8).reshape(2, 4)
     weight = Dense.from_dense(np.arange(12, dtype=np.int8).reshape(3, 4))
-    out = np.empty((2, 3), np.int32)
-    assert packed_matmul(np.ones((2, 4), np.uint8), pack(weight), out=out) is out
+    one = np.ones(3, np.int64)
+    assert prepare(weight, bias=np.array([1, 2, 3], np.int32))(x).tolist() == [[15, 40, 65], [39, 128, 217]]
+    halved = prepare(weight, requant=Requant(multiplier=one, shift=one, lo=0, hi=100))(x)
+    assert halved.tolist() == [[7, 19, 31], [19, 63, 100]]
+
+
+@compiled
+def test_where_it_is_wanted() -> None:
+    layer = prepare(Dense.from_dense(np.arange(12, dtype=np.int8).reshape(3, 4)))
+    out = aligned_empty((2, 3), np.int32)
+    x = np.ones((4, 4), np.uint8)[::2]
+    assert layer(x, out=out) is out
     assert out.tolist() == [[6, 22, 38]] * 2
 
 
 EYE = np.eye(64, dtype=np.int8)
 
 
+@compiled
 @pytest.mark.parametrize(
     ("weight", "features", "expected"),
     [
         (Dense.from_dense(EYE), VECTORS, r"^dense: every weight is used, and avx512vnni multiplies 64 at a time$"),
-        (Dense.from_dense(EYE), frozenset(), r"^dense: every weight is used, and without avx512vnni in 16-bit"),
-        (NM.from_dense(EYE, n=2, m=4), VECTORS, r"^select: 50% is kept, picked by avx512vbmi for avx512vnni$"),
-        (NM.from_dense(EYE, n=4, m=4), VECTORS, r"^dense: 100% is kept: multiplying zeros costs less"),
-        (CSR.from_dense(EYE), VECTORS - {"avx512vbmi"}, r"^reference: picking nonzeros .* needs avx512vbmi$"),
+        (Dense.from_dense(EYE), frozenset({"avxvnni"}), r"^dense: .* avxvnni multiplies 32 at a time$"),
+        (Dense.from_dense(EYE), frozenset(), r"^dense: .* without avx512vnni or avxvnni in 16-bit products$"),
+        (NM.from_dense(EYE, n=2, m=4), VECTORS, r"^select: 50% is kept, picked by avx512vbmi; avx512vnni multiplies"),
+        (NM.from_dense(EYE, n=4, m=4), VECTORS, r"^dense: 100% is kept: up to 70% select would cost less"),
+        (CSR.from_dense(EYE), VECTORS - {"avx512vbmi"}, r"^dense: picking nonzeros .* needs avx512vbmi; avx512vnni"),
         (BSR.from_dense(EYE, block=(16, 16)), VECTORS, r"^blocks: blocks of 16 x 16 fill vectors"),
-        (BSR.from_dense(EYE, block=(4, 1)), VECTORS, r"^select: "),
+        (BSR.from_dense(EYE, block=(4, 1)), VECTORS, r"^shared: 6% is kept"),
+        (BSR.from_dense(EYE, block=(5, 1)), VECTORS, r"^select: "),
     ],
 )
 def test_choice_says_why(weight: Weight, features: frozenset[str], expected: str) -> None:
     assert re.match(expected, str(choose(weight, features=features)))
+    assert re.match(expected, str(prepare(weight, features=features).why))
 
 
-def test_reference_is_still_there() -> None:
-    packed = pack(CSR.from_dense(EYE), features=frozenset())
-    x = np.arange(128, dtype=np.uint8).reshape(2, 64)
-    assert np.array_equal(spmm(x, packed, zero_point=1), x.astype(np.int32) - 1)
-
-
-PACKED = pack(Dense.from_dense(np.ones((2, 4), np.int8)), features=VECTORS)
+WEIGHT = Dense.from_dense(np.ones((2, 4), np.int8))
 X = np.zeros((3, 4), np.uint8)
 ONES = np.ones(2, np.int64)
+HALF = Requant(multiplier=ONES, shift=ONES, lo=0, hi=9)
 
 
-def linear(packed: Packed = PACKED, bias: Any = None, q: Requant | None = None, **more: Any) -> Any:
-    q = q or Requant(multiplier=ONES, shift=ONES)
-    return packed_linear(X, packed, np.zeros(2, np.int32) if bias is None else bias, q, **more)
+def made(**more: Any) -> Layer:
+    return prepare(WEIGHT, **{"requant": HALF, **more})
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: packed_matmul(X[:, :3], PACKED), r"^x must have shape \(rows, 4\) for this weight, not \(3, 3\)$"),
-        (lambda: packed_matmul(X, PACKED, zero_point=-1), r"^zero_point must be an integer from 0 to 255, not -1$"),
-        (lambda: packed_matmul(X, PACKED, out=np.zeros((3, 3), np.int32)), r"^out must be C-contiguous, writeable and"),
-        (lambda: linear(bias=np.zeros(3, np.int32)), r"^bias must have shape \(2,\), one an output, not \(3,\)$"),
-        (lambda: linear(signed=False), r"^lo must be an integer from 0 to 127, not -128$"),
-        (lambda: linear(residual=X), r"^residual must have shape \(rows, N\) = \(3, 2\), not \(3, 4\)$"),
-        (lambda: linear(table=np.zeros(9, np.int8)), r"^table must have 256 entries, not 9$"),
-        (lambda: linear(q=Requant(multiplier=-ONES, shift=ONES)), r"^multiplier\[0\] must be from 0 to 16777215"),
-        (lambda: linear(pack(CSR.from_dense(EYE), features=frozenset())), r"^packed must be of a kernel with vectors"),
+        (lambda: made()(X[:, :3]), r"^x must be an ndarray of uint8 of shape \(rows, 4\) for this layer, not uint8 of"),
+        (lambda: made()(X.astype(np.int8)), r"^x must be an ndarray of uint8 .*, not int8 of shape \(3, 4\)$"),
+        (lambda: made()(X, out=np.zeros((3, 3), np.uint8)), r"^out must be .* \(3, 2\), C-contiguous and writeable"),
+        (lambda: made()(X, out=np.zeros((2, 3), np.uint8).T), r"^out must be .* C-contiguous and writeable"),
+        (lambda: made()(X, residual=X), r"^residual must be None: the layer was prepared without one$"),
+        (lambda: made(residual="int8")(X), r"^residual must be codes of int8 for this layer, not None$"),
+        (lambda: made(residual="uint8")(X, residual=X), r"^residual must be .* of shape \(3, 2\) for this layer, not"),
+        (lambda: made(activation="int16"), r"^activation must be 'int8' or 'uint8', not 'int16'$"),
+        (lambda: made(zero_point=-1), r"^zero_point must be an integer from 0 to 255, not -1$"),
+        (lambda: made(bias=np.zeros(3, np.int32)), r"^bias must have shape \(2,\), one an output, not \(3,\)$"),
+        (lambda: made(requant=replace(HALF, lo=-1)), r"^lo must be an integer from 0 to 9, not -1$"),
+        (lambda: made(table=np.zeros(9, np.uint8)), r"^table must have 256 entries, not 9$"),
+        (lambda: made(requant=None, residual="int8"), r"^requant must be given where there is a residual or a table"),
+        (lambda: made(requant=replace(HALF, multiplier=-ONES)), r"^multiplier\[0\] must be from 0 to 16777215"),
+        (lambda: made(threads=0), r"^threads must be an integer of at least 1, not 0$"),
         (lambda: choose(EYE), r"^weight must be a Dense, NM, BSR or CSR, not ndarray$"),
     ],
 )

@@ -8,16 +8,8 @@ import pytest
 from numba import njit
 from numpy.typing import NDArray
 
-from gossamer.kernels.intrinsics import (
-    ALIGNMENT,
-    aligned_empty,
-    cpu_features,
-    mac_dense,
-    mac_select,
-    rows,
-    start,
-    store,
-)
+from gossamer.kernels.intrinsics import fold, mac_broadcast, mac_select, rows, start, store, weave
+from gossamer.kernels.vectors import ALIGNMENT, aligned_empty, cpu_features
 
 compiled = pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="there is no vector in plain Python")
 MODES = [pytest.param(None, id="native"), pytest.param((), id="portable")]
@@ -26,15 +18,29 @@ MODES = [pytest.param(None, id="native"), pytest.param((), id="portable")]
 @njit
 def dense_step(x: Any, w: Any, first: Any, out: Any, columns: int, mode: Any) -> None:
     acc = start((0, 0, 0), (0, 0), first, 0)
-    acc = mac_dense(acc, (0, 0, 0), (0, 0), x, 4, x.shape[1], w, 0, mode)
+    acc = mac_broadcast(acc, (0, 0, 0), (0, 0), (0,), x, 4, x.shape[1], w, 0, mode)
     store(acc, (0, 0), out, 0, out.shape[1] * 4, columns)
+
+
+@njit
+def pair_step(x: Any, w: Any, first: Any, out: Any, mode: Any) -> None:
+    acc = start((0, 0), (0, 0), first, 0)
+    acc = mac_broadcast(acc, (0, 0), (0, 0), (0, 0), x, 8, x.shape[1], w, 0, mode)
+    store(fold(acc, (0, 0)), (0,), out, 0, out.shape[1] * 4, 16)
 
 
 @njit
 def select_step(x: Any, w: Any, first: Any, out: Any, mode: Any) -> None:
     acc = start((0, 0), (0, 0), first, 0)
-    acc = mac_select(acc, (0, 0), rows((0, 0), x, 0, x.shape[1]), w, 0, mode)
+    acc = mac_select(acc, (0, 0), (0,), rows((0, 0), x, 0, x.shape[1]), w, 0, mode)
     store(acc, (0, 0), out, 0, out.shape[1] * 4, 32)
+
+
+@njit
+def shared_step(x: Any, w: Any, first: Any, out: Any, mode: Any) -> None:
+    acc = start((0, 0), (0, 0, 0, 0), first, 0)
+    acc = mac_select(acc, (0,), (0, 0, 0, 0), rows((0, 0), x, 0, x.shape[1]), w, 0, mode)
+    store(weave(acc, (0, 0, 0, 0)), (0, 0, 0, 0), out, 0, out.shape[1] * 4, 64)
 
 
 def filled(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, extreme: bool) -> NDArray[Any]:
@@ -73,6 +79,38 @@ def test_select_step(mode: Any, extreme: bool) -> None:
     out = np.zeros((2, 32), dtype=np.int32)
     select_step(x, w, np.zeros(32, dtype=np.int32), out, mode)
     assert np.array_equal(out, (x[:, index].astype(np.int64) * values).sum(3).reshape(2, 32))
+
+
+@compiled
+@pytest.mark.parametrize("mode", MODES)
+def test_pair_step(mode: Any) -> None:
+    """Vector v holds, in lanes 4 * q + 2 * o + d, output 4 * q + 2 * v + o and dword d; the others begin at 0."""
+    rng = np.random.default_rng(5)
+    x, dense = filled(rng, (2, 16), np.uint8, False), filled(rng, (16, 8), np.int8, False)
+    w = aligned_empty((2, 16, 4), np.int8)
+    w[...] = dense.reshape(4, 2, 2, 2, 4).transpose(1, 0, 2, 3, 4).reshape(2, 16, 4)
+    out = np.zeros((2, 16), dtype=np.int32)
+    pair_step(x, w, np.zeros(32, np.int32), out, mode)
+    assert np.array_equal(out, x[:, 8:].astype(np.int64) @ dense.T)
+
+
+@compiled
+@pytest.mark.parametrize("mode", MODES)
+def test_shared_step(mode: Any) -> None:
+    """Lane l of vector o is output 16 * (l % 4) + 4 * (l // 4) + o."""
+    rng = np.random.default_rng(6)
+    x, values = filled(rng, (2, 64), np.uint8, False), filled(rng, (4, 16, 4), np.int8, False)
+    index, first = rng.integers(0, 64, (16, 4)), filled(rng, (64,), np.int32, False)
+    w = aligned_empty((5, 16, 4), np.int8)
+    w[0], w[1:] = index, values
+    out = np.zeros((2, 64), dtype=np.int32)
+    shared_step(x, w, first, out, mode)
+    sums = (x[:, None, index].astype(np.int64) * values).sum(3) + first.reshape(4, 16)
+    lane = np.arange(16)
+    expected = np.empty((2, 64), np.int64)
+    for o in range(4):
+        expected[:, 16 * (lane % 4) + 4 * (lane // 4) + o] = sums[:, o]
+    assert np.array_equal(out, expected.astype(np.int32))
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (3, 5), (7, 64)])
