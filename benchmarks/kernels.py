@@ -7,6 +7,7 @@ sides get their weight beforehand. x and results are row-major on our side: pack
 """
 
 import argparse
+import json
 import os
 import platform
 import sys
@@ -31,7 +32,8 @@ from gossamer.arch.numerics import make_requant
 from gossamer.kernels import BSR, CSR, NM, Dense, FloatCodes, Weight, prepare, prepare_float
 from gossamer.kernels import float_vectors as fv
 from gossamer.kernels.choose import usable_features
-from gossamer.kernels.intrinsics import aligned_empty, mac_dense, start, store
+from gossamer.kernels.intrinsics import mac_broadcast, start, store
+from gossamer.kernels.vectors import aligned_empty
 
 SHAPES = {
     "BERT-mini": (128, 256, 256),
@@ -53,6 +55,12 @@ SHAPES = {
 QUICK = ("BERT-base",)
 SPARSITIES = (0.5, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 PATTERNS = ("dense", "N:M", "16x16", "32x32", "4x4", "4x1", "16x1", "unstructured")
+FLOAT = ("ORT float32", "NumPy", "torch", "SciPy CSR", "SciPy BSR", "torch CSR")
+COLUMNS = {
+    "int8": ("sums", "codes", ("MatMulInteger", "QLinearMatMul", "QGemm")),
+    "float32": ("float", "float codes", FLOAT),
+}
+"""Our calls without and with rounding to codes, and the opponents."""
 ZERO_POINT = 7
 TURNS = 100_000
 
@@ -62,7 +70,7 @@ def dot_peak(x: Any, w: Any, first: Any, out: Any) -> None:
     """Dot products on registers alone: 16 accumulators, operands that never change."""
     acc = start((0, 0, 0, 0), (0, 0, 0, 0), first, 0)
     for _ in range(TURNS):
-        acc = mac_dense(acc, (0, 0, 0, 0), (0, 0, 0, 0), x, 0, 4, w, 0, None)
+        acc = mac_broadcast(acc, (0, 0, 0, 0), (0, 0, 0, 0), (0,), x, 0, 4, w, 0, None)
     store(acc, (0, 0, 0, 0), out, 0, 256, 64)
 
 
@@ -117,29 +125,31 @@ def weights(rng: Any, n: int, k: int, pattern: str, sparsities: tuple[float, ...
             yield f"{pattern} {s:.0%}", BSR.from_dense(cut(grid), block=(br, bc))
 
 
-def ours(x: NDArray[np.uint8], weight: Weight) -> tuple[dict[str, Call], dict[str, str]]:
-    """Our layers of one weight, checked once, and the kernels they use."""
+def ours(x: NDArray[np.uint8], weight: Weight, types: list[str]) -> tuple[dict[str, Call], dict[str, str]]:
+    """Our layers of one weight, checked once, with SciPy's and torch's of the same nonzeros; the kernels ours use."""
     dense, (rows, _), n = weight.to_dense(), x.shape, weight.shape[0]
-    q = make_requant(np.full(n, 0.001), zero_point=ZERO_POINT, lo=0, hi=255)
-    sums, codes = aligned_empty((rows, n), np.int32), aligned_empty((rows, n), np.uint8)
-    bias = np.zeros(n, np.int32)
-    integer = prepare(weight, zero_point=ZERO_POINT)
-    linear = prepare(weight, zero_point=ZERO_POINT, bias=bias, requant=q)
-    xf, wf = aligned(x.astype(np.float32) / np.float32(256)), dense.astype(np.float32) / np.float32(128)
-    real, floats = prepare_float(wf), aligned_empty((rows, n), np.float32)
-    coded = prepare_float(wf, bias=np.zeros(n, np.float32), codes=FloatCodes(scale=0.5))
-    float_codes = aligned_empty((rows, n), np.int8)
-    exact = (x.astype(np.float64) - ZERO_POINT) @ dense.T.astype(np.float64)
-    assert np.array_equal(integer(x, out=sums), exact)
-    assert np.allclose(real(xf, out=floats), xf @ wf.T.astype(np.float64), atol=1e-3)
-    calls: dict[str, Call] = {
-        "sums": lambda: integer(x, out=sums),
-        "codes": lambda: linear(x, out=codes),
-        "float": lambda: real(xf, out=floats),
-        "float codes": lambda: coded(xf, out=float_codes),
-        **sparse_products(xf, wf, isinstance(weight, BSR) and weight.block[0] % 16 == weight.block[1] % 16 == 0),
-    }
-    return calls, {"int8": integer.why.kernel, "float": real.why.kernel}
+    calls: dict[str, Call] = {}
+    kernels: dict[str, str] = {}
+    if "int8" in types:
+        q = make_requant(np.full(n, 0.001), zero_point=ZERO_POINT, lo=0, hi=255)
+        sums, codes = aligned_empty((rows, n), np.int32), aligned_empty((rows, n), np.uint8)
+        integer = prepare(weight, zero_point=ZERO_POINT)
+        linear = prepare(weight, zero_point=ZERO_POINT, bias=np.zeros(n, np.int32), requant=q)
+        exact = (x.astype(np.float64) - ZERO_POINT) @ dense.T.astype(np.float64)
+        assert np.array_equal(integer(x, out=sums), exact)
+        calls |= {"sums": lambda: integer(x, out=sums), "codes": lambda: linear(x, out=codes)}
+        kernels["int8"] = integer.why.kernel
+    if "float32" in types:
+        xf, wf = aligned(x.astype(np.float32) / np.float32(256)), dense.astype(np.float32) / np.float32(128)
+        floats, float_codes = aligned_empty((rows, n), np.float32), aligned_empty((rows, n), np.int8)
+        real = prepare_float(wf)
+        coded = prepare_float(wf, bias=np.zeros(n, np.float32), codes=FloatCodes(scale=0.5))
+        assert np.allclose(real(xf, out=floats), xf @ wf.T.astype(np.float64), atol=1e-3)
+        calls |= {"float": lambda: real(xf, out=floats), "float codes": lambda: coded(xf, out=float_codes)}
+        square = isinstance(weight, BSR) and weight.block[0] % 16 == weight.block[1] % 16 == 0
+        calls |= sparse_products(xf, wf, square)
+        kernels["float32"] = real.why.kernel
+    return calls, kernels
 
 
 def clock(call: Call, least: float) -> float:
@@ -173,9 +183,10 @@ def compare(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     dense = dense_products(x, rng.integers(-127, 128, (n, k)).astype(np.int8), ZERO_POINT)
     found = []
     for pattern in options.patterns:
-        calls, made = {**tops, **dense}, []
+        wanted = [what for kind in options.types for what in COLUMNS[kind][2]]
+        calls, made = tops | {what: call for what, call in dense.items() if what in wanted}, []
         for label, weight in weights(rng, n, k, pattern, options.sparsities):
-            own, kernels = ours(x, weight)
+            own, kernels = ours(x, weight, options.types)
             calls |= {f"{label}/{what}": call for what, call in own.items()}
             made.append((label, kernels, np.count_nonzero(weight.to_dense()) / (n * k)))
         times = measure(calls, options.rounds, options.milliseconds / 1000)
@@ -190,28 +201,19 @@ def compare(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def figures(work: float, density: float, mine: Any, others: Any, top: Any) -> dict[str, float]:
     """Medians over the rounds. work : operations of the dense product."""
-
-    def ratio(theirs: Any, own: str) -> float:
-        return float(np.median(theirs / mine[own]))
-
-    made = {"dot peak": float(np.median(top["dot peak"])), "FMA peak": float(np.median(top["FMA peak"]))}
+    made = {unit: float(np.median(rate)) for unit, rate in top.items()}
     for what, unit in (("sums", "dot peak"), ("codes", "dot peak"), ("float", "FMA peak"), ("float codes", "FMA peak")):
-        made[f"{what} seconds"] = float(np.median(mine[what]))
-        made[f"{what} share"] = float(np.median(work * density / mine[what] / top[unit]))
-    made["MatMulInteger"] = ratio(others["MatMulInteger"], "sums")
-    for what in ("QLinearMatMul", "QGemm"):
-        made[what] = ratio(others[what], "codes")
-    for what in ("ORT float32", "NumPy", "torch"):
-        if what in others:
-            made[what] = ratio(others[what], "float")
-    for what in ("SciPy CSR", "SciPy BSR", "torch CSR"):
         if what in mine:
-            made[what] = ratio(mine[what], "float")
+            made[f"{what} seconds"] = float(np.median(mine[what]))
+            made[f"{what} share"] = float(np.median(work * density / mine[what] / top[unit]))
+    for what, own in (("MatMulInteger", "sums"), ("QLinearMatMul", "codes"), ("QGemm", "codes")):
+        if own in mine:
+            made[what] = float(np.median(others[what] / mine[own]))
+    for what in FLOAT:
+        theirs = others.get(what, mine.get(what))
+        if "float" in mine and theirs is not None:
+            made[what] = float(np.median(theirs / mine["float"]))
     return made
-
-
-INTEGER = ("MatMulInteger", "QLinearMatMul", "QGemm")
-FLOAT = ("ORT float32", "NumPy", "torch", "SciPy CSR", "SciPy BSR", "torch CSR")
 
 
 def print_tables(name: str, found: list[dict[str, Any]]) -> None:
@@ -221,11 +223,8 @@ def print_tables(name: str, found: list[dict[str, Any]]) -> None:
     peak = {unit: np.median([row[unit] for row in found]) / 1e9 for unit in ("dot peak", "FMA peak")}
     print(f"\n### {name}: {rows} rows, K = {k}, N = {n}\n")
     print(f"Peaks: {peak['dot peak']:.0f} GOP/s of dot products, {peak['FMA peak']:.0f} GFLOP/s.\n")
-    kinds = (("int8", "sums", "codes", INTEGER), ("float", "float", "float codes", FLOAT))
-    for kind, plain, coded, opponents in kinds:
-        present = [what for what in opponents if any(what in row for row in found)]
-        head = [f"{kind} weight", "kernel", "us", "dense-equivalent", "of peak", "with codes, of peak", *present]
-        print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for kind, plain, coded, present in columns(found):
+        print_head([f"{kind} weight", "kernel", "us", "dense-equivalent", "of peak", "with codes, of peak", *present])
         for row in found:
             cells = [
                 row["weight"],
@@ -240,21 +239,61 @@ def print_tables(name: str, found: list[dict[str, Any]]) -> None:
         print(flush=True)
 
 
+def columns(found: list[dict[str, Any]]) -> Iterator[tuple[str, str, str, list[str]]]:
+    """COLUMNS, as far as they were measured."""
+    for kind, (plain, coded, opponents) in COLUMNS.items():
+        if any(f"{plain} share" in row for row in found):
+            yield kind, plain, coded, [what for what in opponents if any(what in row for row in found)]
+
+
+def print_head(cells: list[str]) -> None:
+    """The first two lines of a table."""
+    print("| " + " | ".join(cells) + " |\n|" + "---|" * len(cells))
+
+
+def large(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that floors are stated for: K >= 768, and enough rows to fill vectors."""
+    return [row for row in found if SHAPES[row["shape"]][1] >= 768 and SHAPES[row["shape"]][0] >= 32]
+
+
+def print_summary(found: list[dict[str, Any]]) -> None:
+    """Least and largest figure over the large shapes, a line a weight."""
+    rows = large(found)
+    if len({row["shape"] for row in rows}) < 2:
+        return
+    print(f"\n### From the least to the largest of {', '.join(dict.fromkeys(row['shape'] for row in rows))}\n")
+    for kind, plain, coded, present in columns(rows):
+        print_head([f"{kind} weight", "of peak", "with codes, of peak", *present])
+        for label in dict.fromkeys(row["weight"] for row in rows):
+            cells = [label]
+            for what in (f"{plain} share", f"{coded} share", *present):
+                values = [
+                    row[what] * (100 if "share" in what else 1)
+                    for row in rows
+                    if row["weight"] == label and what in row
+                ]
+                digits, unit = (0, " %") if "share" in what else (1, "")
+                cells.append(f"{min(values):.{digits}f}-{max(values):.{digits}f}{unit}" if values else "")
+            print("| " + " | ".join(cells) + " |")
+        print(flush=True)
+
+
 def plot(found: list[dict[str, Any]], path: Path) -> None:
     """Speed over the dense product of onnxruntime by sparsity: median over the shapes with K >= 768 and 32 rows."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    large = [row for row in found if SHAPES[row["shape"]][1] >= 768 and SHAPES[row["shape"]][0] >= 32]
+    rows = large(found)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gossamer"}):
         figure = Figure(figsize=(10, 4.4), layout="constrained")
-        axes = figure.subplots(1, 2, sharex=True, sharey=True)
-        panels = (("int8 with requantise, over QLinearMatMul", "QLinearMatMul"), ("float32", "ORT float32"))
-        for axis, (title, opponent) in zip(axes, panels, strict=True):
-            for pattern in dict.fromkeys(row["pattern"] for row in large if row["pattern"] != "dense"):
+        titles = {"QLinearMatMul": "int8 with requantise, over QLinearMatMul", "ORT float32": "float32, over MatMul"}
+        panels = [opponent for opponent in titles if any(opponent in row for row in rows)]
+        axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        for axis, opponent in zip(axes, panels, strict=True):
+            for pattern in dict.fromkeys(row["pattern"] for row in rows if row["pattern"] != "dense"):
                 points: dict[float, list[float]] = {}
-                for row in large:
-                    if row["pattern"] == pattern:
+                for row in rows:
+                    if row["pattern"] == pattern and opponent in row:
                         points.setdefault(round(1 - row["density"], 2 if pattern != "N:M" else 3), []).append(
                             row[opponent]
                         )
@@ -263,12 +302,12 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
             ideal = np.linspace(0.5, 0.95, 100)
             axis.plot(100 * ideal, 1 / (1 - ideal), color="#9a9da3", ls="--", lw=1, label="nonzeros alone")
             axis.axhline(1, color="#9a9da3", lw=0.8)
-            axis.set(title=title, xlabel="zeros, %", yscale="log", yticks=[0.5, 1, 2, 4, 8, 16])
+            axis.set(title=titles[opponent], xlabel="zeros, %", yscale="log", yticks=[0.5, 1, 2, 4, 8, 16])
             axis.yaxis.set_major_formatter("{x:g}x")
             axis.yaxis.set_minor_formatter("")
             axis.grid(alpha=0.25)
         axes[0].set_ylabel("times as fast as the dense product of onnxruntime")
-        axes[1].legend(frameon=False, fontsize=8)
+        axes[-1].legend(frameon=False, fontsize=8)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
@@ -291,6 +330,9 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--patterns", nargs="*", choices=PATTERNS, default=PATTERNS)
     parser.add_argument("--sparsities", nargs="*", type=float, default=SPARSITIES)
+    parser.add_argument("--types", nargs="*", choices=list(COLUMNS), default=list(COLUMNS))
+    parser.add_argument("--save", type=Path, metavar="FILE", help="keep the figures (json)")
+    parser.add_argument("--load", type=Path, metavar="FILE", nargs="*", default=[], help="add kept figures")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture (svg, png, pdf)")
     options = parser.parse_args()
     if options.quick:
@@ -305,6 +347,13 @@ def main() -> None:
         rows = compare(name, options)
         print_tables(name, rows)
         found += rows
+        if options.save:
+            options.save.write_text(json.dumps(found, indent=1))
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in found + [row for path in options.load for row in json.loads(path.read_text())]:
+        merged.setdefault((row["shape"], row["weight"]), {}).update(row)
+    found = list(merged.values())
+    print_summary(found)
     if options.plot:
         plot(found, options.plot)
 

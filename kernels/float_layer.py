@@ -7,7 +7,7 @@ output, gamma(m) = m u / (1 - m u) and u = 2**-24: the bound of a sum in any ord
 Numerical Algorithms", 2002, section 3.1). A weight of 0 that stands in a block with nonzeros is multiplied like they
 are; no other one is, so that an infinite activation reaches only outputs that have a weight for it or for which a
 neighbour among four has one. "silu" is v * sigmoid(v) and "gelu" its form with a sigmoid,
-v * sigmoid(2 sqrt(2 / pi) (v + 0.044715 v**3)), the same as that with a hyperbolic tangent: both are within 8 u * |v|
+v * sigmoid(2 sqrt(2 / pi) (v + 0.044715 v**3)), the same as that with a hyperbolic tangent: both are within 4 u * |v|
 of the function's value at the sum that was computed, and change by at most 1.13 times what the sum does.
 
 A layer may end in 8-bit codes, rounded once from the float32 result:
@@ -31,7 +31,7 @@ from gossamer.kernels.checks import check_array, check_int
 from gossamer.kernels.choose import Decision, usable_features
 from gossamer.kernels.float_kernels import run_parallel, run_serial
 from gossamer.kernels.float_panels import PANEL, FloatPanels, FloatWeight, lay_out
-from gossamer.kernels.vectors import aligned_empty, has_vectors
+from gossamer.kernels.intrinsics import aligned_empty, has_vectors
 
 __all__ = ["Activation", "FloatCodes", "FloatLayer", "prepare_float"]
 

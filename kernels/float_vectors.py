@@ -103,10 +103,16 @@ class _Site:
         b = self.builder
         return b.zext(self.load(array, index, ir.IntType(self.signature.args[array].dtype.bitwidth)), _I64)
 
-    def row(self, base: int, stride: int, number: int) -> Any:
-        """Argument `base` plus `number` times argument `stride`."""
-        b = self.builder
-        return b.add(self.arguments[base], b.mul(self.arguments[stride], _const(number)))
+    def row(self, base: int, stride: int, number: int, rows: int | None = None) -> Any:
+        """Argument `base` plus `number` times argument `stride`; of the last row, if there are fewer.
+
+        A masked access to memory that is not there does no harm, but some processors take microseconds for it.
+        """
+        b, row = self.builder, _const(number)
+        if rows is not None:
+            last = b.sub(self.arguments[rows], _const(1))
+            row = b.select(b.icmp_signed("<", row, last), row, last)
+        return b.add(self.arguments[base], b.mul(self.arguments[stride], row))
 
     def splat(self, value: Any) -> Any:
         b, kind = self.builder, ir.VectorType(value.type, self.lanes)
@@ -305,11 +311,11 @@ def turn(typingctx: Any, lanes: Any, source: Any, first: Any, stride: Any, rows:
     def body(site: _Site) -> Any:
         vectors = []
         for r in range(site.lanes):
-            place = site.row(2, 3, r)
             if whole:
-                vectors.append(site.load(1, place, align=4))
+                vectors.append(site.load(1, site.row(2, 3, r), align=4))
             else:
-                vectors.append(site.masked_load(site.address(1, place, site.vector), site.mask(4, 5, r)))
+                where = site.address(1, site.row(2, 3, r, rows=4), site.vector)
+                vectors.append(site.masked_load(where, site.mask(4, 5, r)))
         return site.tile(_transposed(site, vectors))
 
     return _operation(Tile(len(lanes), len(lanes)), len(lanes), (lanes, source, first, stride, rows, columns), body)
@@ -383,7 +389,7 @@ def add_tile(
     def body(site: _Site) -> Any:
         b, vectors = site.builder, site.vectors()
         for r in range(len(vectors)):
-            where = site.address(1, site.row(2, 3, r), site.vector)
+            where = site.address(1, site.row(2, 3, r, rows=4), site.vector)
             vectors[r] = b.fadd(vectors[r], site.masked_load(where, site.mask(4, 5, r)))
         return site.tile(vectors)
 
@@ -446,7 +452,7 @@ def store_rows(
 
     def body(site: _Site) -> None:
         for r, vector in enumerate(site.vectors()):
-            where = site.address(1, site.row(2, 3, r), site.vector)
+            where = site.address(1, site.row(2, 3, r, rows=4), site.vector)
             site.masked_store(vector, where, site.mask(4, 5, r))
 
     return _operation(types.none, tile.lanes, (tile, out, first, stride, rows, columns), body)
@@ -485,7 +491,7 @@ def store_codes(
             real = b.select(b.fcmp_ordered("<", real, high_), real, high_)
             real = b.fsub(b.fadd(real, site.constant(_ROUNDER)), site.constant(_ROUNDER))
             code = b.add(b.trunc(b.fptosi(real, words), bytes_), zero)
-            site.masked_store(code, site.address(1, site.row(2, 3, r), bytes_), site.mask(4, 5, r))
+            site.masked_store(code, site.address(1, site.row(2, 3, r, rows=4), bytes_), site.mask(4, 5, r))
 
     given = (tile, out, first, stride, rows, columns, inverse, channel, zero_point, low, high)
     return _operation(types.none, tile.lanes, given, body)
