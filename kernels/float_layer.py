@@ -31,7 +31,7 @@ from gossamer.kernels.checks import check_array, check_int
 from gossamer.kernels.choose import Decision, usable_features
 from gossamer.kernels.float_kernels import run_parallel, run_serial
 from gossamer.kernels.float_panels import PANEL, FloatPanels, FloatWeight, lay_out
-from gossamer.kernels.intrinsics import aligned_empty, has_vectors
+from gossamer.kernels.vectors import aligned_empty, has_vectors
 
 __all__ = ["Activation", "FloatCodes", "FloatLayer", "prepare_float"]
 
