@@ -170,6 +170,10 @@ def _impose(work: "_Work", final: dict[str, Pattern], reports: dict[str, Pruned]
     busy = [op for op in _layers(work.graph) if final.get(op.name, Dense()) != Dense()]
     for op in busy:
         pattern = final[op.name]
+        refusal = pattern.refusal(work.weight(op).shape)
+        if refusal:  # it had more channels when it was asked
+            work.graph.notes.append(f"{op.name}: left as it is instead of {pattern}: {refusal}")
+            continue
         weight, error = work.pruned(op, pattern, busy)
         work.graph.replace(op.name, replace(op, weight=model_weight(work.graph, op, weight)))
         zeros = 1.0 - float((weight != 0).mean())

@@ -174,6 +174,13 @@ def test_removal_by_the_pass_with_a_pattern_on_what_is_left():
     assert pruned.notes == ["n_head: left as it is instead of channels 10%: 'head' is an output of the model"]
 
 
+def test_a_layer_that_became_too_small_for_its_pattern_is_left():
+    graph, report = prune(graph_until(coupled(), "legalise"), {"n_conv0": "channels 75%", "n_conv2": "4:8"})
+    assert graph.op("n_conv2").weight.shape[1] == 6
+    assert [r.layer for r in report] == ["n_conv0"]
+    assert graph.notes == ["n_conv2: left as it is instead of 4:8: 6 input channels are fewer than a group of 8"]
+
+
 # --- products of smaller matrices -------------------------------------------------------------------------------------
 
 
