@@ -115,5 +115,7 @@ class Activation(wiring.Component):
         m.d.comb += wide_zero.eq(Cat(zero, zero[7] & is_signed))
         for k in range(word):
             code = codes[8 * k : 8 * k + 8]
-            m.d.sync += self.operands[k].eq(Cat(code, code[7] & is_signed).as_signed() - wide_zero)
+            difference = Signal(OPERAND, name=f"operand_{k}", reset_less=True)
+            m.d.sync += difference.eq(Cat(code, code[7] & is_signed).as_signed() - wide_zero)
+            m.d.comb += self.operands[k].eq(difference)
         return m

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, signed
+from amaranth.hdl import Cat, Module, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from gossamer.arch.spec import ArchSpec
-from gossamer.rtl.cells import Library
+from gossamer.rtl.cells import Library, delayed
 from gossamer.rtl.pe import Pe, accumulate_layout, accumulator_bits, operand_layout, weight_layout
 
 __all__ = ["Array", "Tile", "spans"]
@@ -44,12 +44,10 @@ class Tile(wiring.Component):
 
     def elaborate(self, platform: Any) -> Any:
         m = Module()
-        m.d.sync += [
-            self.o_operands.eq(self.operands),
-            self.o_weights.eq(self.weights),
-            self.o_maximum.eq(self.maximum),
-            self.o_accumulate.eq(self.accumulate),
-        ]
+        for name in ("operands", "weights", "maximum", "accumulate"):
+            m.d.comb += Value.cast(getattr(self, f"o_{name}")).eq(delayed(m, getattr(self, name), 1, name))
+        valid = delayed(m, self.accumulate.valid, 1, "valid", reset=True)  # it alone needs one
+        m.d.comb += self.o_accumulate.valid.eq(valid)
         for r in range(self._lanes):
             for c in range(self._columns):
                 pe = Pe(self._spec)

@@ -63,8 +63,10 @@ class Windows(wiring.Component):
                             top.eq(self.step_rows * i),
                             back.eq(self.step_beats * j + self.skip * i),
                         ]
+            at = Signal(DEST_BITS, name=f"at_{r}", reset_less=True)
             m.d.sync += [
                 self.keep[r].eq((x >= left) & (x < left + tile_beats) & (y >= top) & (y < top + tile_rows)),
-                self.at[r].eq(beat - back),
+                at.eq(beat - back),
             ]
+            m.d.comb += self.at[r].eq(at)
         return m
