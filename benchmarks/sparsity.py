@@ -69,7 +69,7 @@ def prose(count: int, length: int) -> list[sources.Feed]:
 def minilm(console: Console, patterns: list[str], count: int, sequential: bool) -> None:
     """Rank the sparsifiers on a real sentence encoder."""
     source = sources.load("minilm")
-    graph = run_passes(import_model(source.model, {"batch": 1, "sequence": LENGTH}), until="legalise")
+    graph = run_passes(import_model(source.model, {"batch": 1, "sequence": LENGTH}), until="partition")
     calibration, trial = prose(count, LENGTH), samples(graph, sources.tokens(sources.SENTENCES, LENGTH))
     layers = [op for op in graph.order() if isinstance(op, Linear)]
     moments = input_moments(graph, layers, calibration)
@@ -122,7 +122,7 @@ def steps(console: Console, networks: list[str], patterns: list[str], specs: lis
     for network in networks:
         source = sources.load(network)
         dims = {**source.dims, "sequence": LENGTH} if network == "minilm" else source.dims
-        graph = run_passes(import_model(source.model, dims), until="legalise")
+        graph = run_passes(import_model(source.model, dims), until="partition")
         for pattern in patterns:
             pruned, _ = prune(graph, pattern)
             for name in specs:
@@ -149,7 +149,7 @@ def nonzeros(graph: Graph) -> Iterator[NDArray[np.bool_]]:
 def nm(console: Console, patterns: list[str]) -> None:
     """Magnitude kept by N:M of the feed-forward layers, whose input order is free."""
     source = sources.load("minilm")
-    graph = run_passes(import_model(source.model, {"batch": 1, "sequence": LENGTH}), until="legalise")
+    graph = run_passes(import_model(source.model, {"batch": 1, "sequence": LENGTH}), until="partition")
     names = [op.name for op in graph.order() if isinstance(op, Linear) and op.weight.shape == (384, 1536)]
     calibration, trial = prose(32, LENGTH), samples(graph, sources.tokens(sources.SENTENCES, LENGTH))
     dense = embeddings(export_model(graph), trial)
@@ -170,7 +170,7 @@ def allocation(console: Console, name: str) -> None:
     """Rules of allocation on MiniLM: what error they leave and what the layers then take."""
     source = sources.load("minilm")
     spec = ArchSpec.load(name)
-    graph = run_passes(import_model(source.model, {"batch": 1, "sequence": LENGTH}), until="legalise")
+    graph = run_passes(import_model(source.model, {"batch": 1, "sequence": LENGTH}), until="partition")
     layers = [op for op in graph.order() if isinstance(op, Linear)]
     calibration, trial = prose(64, LENGTH), samples(graph, sources.tokens(sources.SENTENCES, LENGTH))
     moments = input_moments(graph, layers, calibration)

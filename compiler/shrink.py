@@ -55,10 +55,12 @@ def remove_channels(
     return graph, lost
 
 
-def drop_dead_channels(graph: Graph) -> Graph:
+def drop_dead_channels(graph: Graph, granule: int = 8) -> Graph:
     """Remove channels whose absence changes nothing: nobody reads them, or they are always zero.
 
     What a pruner that only sets zeros leaves behind becomes smaller layers, exactly.
+    granule : the number that stays is a multiple of it. Less than a whole window (the spec's group) saves nothing, and
+    a dense layer whose last window is not full needs selects in all its records.
     """
     while True:
         channels = find_channels(graph)
@@ -67,8 +69,10 @@ def drop_dead_channels(graph: Graph) -> Graph:
             if space.fixed or space.size < 2 or not space.writers:
                 continue
             dead = _unread(graph, space) | _always_zero(graph, channels, number)
+            spare = np.flatnonzero(dead)[: max(granule, -(-int((~dead).sum()) // granule) * granule) - (~dead).sum()]
+            dead[spare] = False
             if dead.any() and not _refusal(graph, channels, number):
-                index[number] = np.flatnonzero(~dead) if not dead.all() else np.zeros(1, dtype=np.int64)
+                index[number] = np.flatnonzero(~dead)
         if not index:
             return graph
         graph = reindex(graph, channels, index)

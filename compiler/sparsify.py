@@ -132,7 +132,7 @@ def prune(
     rebuilt = _rebuild(work, final)
     if permute:
         work.change(permute_for_nm(work.graph, {name: p for name, p in final.items() if isinstance(p, NM)})[0])
-    return _impose(work, final, rebuilt)
+    return _impose(work, final, rebuilt, 8 if spec is None else spec.group)
 
 
 def _rebuild(work: "_Work", final: dict[str, Pattern]) -> dict[str, Pruned]:
@@ -165,7 +165,9 @@ def _rebuild(work: "_Work", final: dict[str, Pattern]) -> dict[str, Pruned]:
     return reports
 
 
-def _impose(work: "_Work", final: dict[str, Pattern], reports: dict[str, Pruned]) -> tuple[Graph, tuple[Pruned, ...]]:
+def _impose(
+    work: "_Work", final: dict[str, Pattern], reports: dict[str, Pruned], granule: int
+) -> tuple[Graph, tuple[Pruned, ...]]:
     """Make the zeros, drop what they leave without use, and name the patterns."""
     busy = [op for op in _layers(work.graph) if final.get(op.name, Dense()) != Dense()]
     for op in busy:
@@ -184,7 +186,7 @@ def _impose(work: "_Work", final: dict[str, Pattern], reports: dict[str, Pruned]
         else:
             pattern_text = str(pattern)
         reports[op.name] = Pruned(layer=op.name, pattern=pattern_text, zeros=zeros, error=error)
-    graph = drop_dead_channels(work.graph)
+    graph = drop_dead_channels(work.graph, granule)
     for op in _layers(graph):
         groups = op.groups if isinstance(op, Conv) else 1
         graph.replace(op.name, replace(op, pattern=str(classify(array_weight(graph, op, op.weight), groups))))

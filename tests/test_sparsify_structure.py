@@ -115,7 +115,7 @@ def test_fewer_channels_are_channels_that_nobody_reads(seed):
     smaller = reindex(graph, channels, {i: np.flatnonzero(~dead) for i, dead in gone.items()})
     masked = without(graph, channels, gone)
     np.testing.assert_allclose(run(smaller), run(masked), rtol=1e-4, atol=1e-5)
-    dropped = drop_dead_channels(masked)  # and they are found when a pruner left them behind
+    dropped = drop_dead_channels(masked, granule=1)  # and they are found when a pruner left them behind
     assert {n: op.weight.shape for n, op in layers(dropped).items()} == {
         n: op.weight.shape for n, op in layers(smaller).items()
     }
@@ -146,9 +146,21 @@ def test_channels_that_are_always_zero_are_dropped():
     weight, bias = op.weight.copy(), op.bias.copy()
     weight[[3, 30]], bias[3] = 0, 0  # 30 still gives its bias
     graph.replace("n_conv12", replace(op, weight=weight, bias=bias))
-    dropped = drop_dead_channels(graph)
+    assert drop_dead_channels(graph).op("n_conv12").weight.shape[0] == 32  # less than a window saves nothing
+    dropped = drop_dead_channels(graph, granule=1)
     assert dropped.op("n_conv12").weight.shape[0] == 31
     assert dropped.op("n_conv16").weight.shape[1] == 47
+    np.testing.assert_allclose(run(dropped), run(graph), rtol=1e-4, atol=1e-5)
+
+
+def test_as_many_channels_stay_as_fill_windows():
+    graph = graph_until(coupled(), "legalise")
+    op = graph.op("n_conv12")
+    weight, bias = op.weight.copy(), op.bias.copy()
+    weight[5:15], bias[5:15] = 0, 0
+    graph.replace("n_conv12", replace(op, weight=weight, bias=bias))
+    dropped = drop_dead_channels(graph)
+    assert dropped.op("n_conv12").weight.shape[0] == 24  # 22 of 32 are alive
     np.testing.assert_allclose(run(dropped), run(graph), rtol=1e-4, atol=1e-5)
 
 
@@ -160,7 +172,7 @@ def test_a_zero_that_does_not_stay_zero_is_kept():
     op = graph.op("n_conv0")
     keep = (np.arange(8) != 5).astype(np.float32)
     graph.replace("n_conv0", replace(op, weight=op.weight * keep[:, None, None, None], bias=op.bias * keep))
-    assert drop_dead_channels(graph).op("n_conv0").weight.shape[0] == 8
+    assert drop_dead_channels(graph, granule=1).op("n_conv0").weight.shape[0] == 8
 
 
 def test_removal_by_the_pass_with_a_pattern_on_what_is_left():
