@@ -21,6 +21,10 @@ __all__ = ["OPSET", "dtype_name", "import_model", "load"]
 OPSET = 17
 """Older models are converted to this version of the standard operators; newer ones are kept as they are."""
 
+READABLE = 13
+"""Since this version operators have had the inputs and attributes that we read; a model of it, or newer, that cannot be
+converted is taken as it is."""
+
 SMALL = 1024
 """Initialisers of at most this many elements may be shapes or axes, so that shape inference has to see them."""
 
@@ -148,6 +152,8 @@ def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return version_converter.convert_version(model, OPSET)
     except Exception as error:  # the converter raises bare RuntimeError and others, one per adapter
+        if version >= READABLE:
+            return model
         raise ModelError(
             f"model uses opset {version}, which could not be converted to {OPSET}: {error}; export it with opset 17"
         ) from None
@@ -162,9 +168,10 @@ class _Sizes:
                 raise ModelError(f"dims[{name!r}] must be a positive integer, not {size!r}")
         self.given = dict(given)
         self.seen: set[str] = set()
+        self.missing: dict[str, str] = {}
 
     def find(self, tensor: str, axis: int, name: str) -> int:
-        """Size of one dynamic dimension."""
+        """Size of one dynamic dimension; 1 while it is missing."""
         place = f"{tensor}.{axis}"
         self.seen |= {place, name} - {""}
         for key in (place, name):
@@ -172,13 +179,15 @@ class _Sizes:
                 return self.given[key]
         if name.lower() in _BATCH_NAMES and axis == 0:
             return self.given.get("batch", 1) if name not in self.given else self.given[name]
-        wanted = name or place
-        raise ModelError(
-            f"input {tensor!r}: axis {axis} ({name or 'unnamed'}) is dynamic; pass dims={{{wanted!r}: size}}"
-        )
+        self.missing.setdefault(name or place, f"axis {axis} of input {tensor!r}")
+        return 1
 
     def check_all_used(self) -> None:
-        """A misspelt name would otherwise be ignored in silence."""
+        """Every dynamic dimension needs a size; and a misspelt name would otherwise be ignored in silence."""
+        if self.missing:
+            places = ", ".join(f"{name!r} ({place})" for name, place in self.missing.items())
+            wanted = ", ".join(f"{name!r}: size" for name in self.missing)
+            raise ModelError(f"the model leaves dimensions open: {places}; pass dims={{{wanted}}} (--dim NAME=SIZE)")
         unknown = sorted(set(self.given) - self.seen - {"batch"})
         if unknown:
             known = ", ".join(sorted(self.seen)) or "none"

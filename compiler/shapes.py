@@ -35,16 +35,18 @@ _NEVER_FOLDED = {
 
 def infer_shapes(graph: Graph) -> Graph:
     """Give every tensor its shape and dtype, as far as they do not depend on data."""
-    graph = fold_constants(_inferred(graph))
-    known = -1
-    while (now := sum(info.shape is not None for info in graph.tensors.values())) > known and _unknown(graph):
-        known = now
+    before, now = (-1, -1), (0, 0)
+    while now != before:
         graph = fold_constants(_inferred(graph))
+        before, now = now, (len(graph), _unknown(graph))
+        if not now[1]:
+            break
     return graph
 
 
-def _unknown(graph: Graph) -> bool:
-    return any(graph.info(t).shape is None for op in graph for t in op.outputs if t)
+def _unknown(graph: Graph) -> int:
+    """Tensors of unknown shape."""
+    return sum(graph.info(t).shape is None for op in graph for t in op.outputs if t)
 
 
 def _inferred(graph: Graph) -> Graph:
