@@ -38,7 +38,7 @@ from gossamer.kernels.intrinsics import (
     weave,
 )
 
-__all__ = ["broadcast", "broadcast_threads", "select", "select_threads"]
+__all__ = ["broadcast", "broadcast_parts", "select", "select_parts"]
 
 
 @jit
@@ -162,8 +162,18 @@ def select(
                     )
 
 
+@jit
+def _part(count: int, groups: int, height: int, part: int, parts: int) -> tuple[int, int, int, int]:
+    """Rows and groups of one of `parts`: some tiles of rows, or where there are too few of them some groups."""
+    tiles = count // height
+    if tiles < parts:
+        return 0, count, groups * part // parts, groups * (part + 1) // parts
+    bottom = count if part == parts - 1 else tiles * (part + 1) // parts * height
+    return tiles * part // parts * height, bottom, 0, groups
+
+
 @parallel_jit
-def broadcast_threads(
+def broadcast_parts(
     x: NDArray[Any],
     out: NDArray[Any],
     residual: NDArray[Any] | None,
@@ -183,26 +193,20 @@ def broadcast_threads(
     strip: int,
     mode: Any,
     parts: int,
-    by_rows: bool,
 ) -> None:
-    """The same in `parts`, of the rows or of the groups."""
-    groups, count = pointers.size - 1, x.shape[0]
+    """The same in parts, which threads share."""
+    count, groups = x.shape[0], pointers.size - 1
     for part in prange(parts):
-        if by_rows:
-            a, b = count * part // parts, count * (part + 1) // parts
-            begin, end = 0, groups
-        else:
-            a, b = 0, count
-            begin, end = groups * part // parts, groups * (part + 1) // parts
+        top, bottom, begin, end = _part(count, groups, len(height), part, parts)
         broadcast(
-            x[a:b], out[a:b], None if residual is None else residual[a:b],
+            x[top:bottom], out[top:bottom], None if residual is None else residual[top:bottom],
             data, pointers, places, first, scale, limits, mixing, table,
             height, width, panel, dwords, run, strip, mode, begin, end,
         )  # fmt: skip
 
 
 @parallel_jit
-def select_threads(
+def select_parts(
     x: NDArray[Any],
     out: NDArray[Any],
     residual: NDArray[Any] | None,
@@ -222,19 +226,13 @@ def select_threads(
     strip: int,
     mode: Any,
     parts: int,
-    by_rows: bool,
 ) -> None:
-    """The same in `parts`, of the rows or of the groups."""
-    groups, count = pointers.size - 1, x.shape[0]
+    """The same in parts, which threads share."""
+    count, groups = x.shape[0], pointers.size - 1
     for part in prange(parts):
-        if by_rows:
-            a, b = count * part // parts, count * (part + 1) // parts
-            begin, end = 0, groups
-        else:
-            a, b = 0, count
-            begin, end = groups * part // parts, groups * (part + 1) // parts
+        top, bottom, begin, end = _part(count, groups, len(height), part, parts)
         select(
-            x[a:b], out[a:b], None if residual is None else residual[a:b],
+            x[top:bottom], out[top:bottom], None if residual is None else residual[top:bottom],
             data, pointers, places, first, scale, limits, mixing, table,
             height, width, panel, share, run, strip, mode, begin, end,
         )  # fmt: skip

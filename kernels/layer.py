@@ -228,15 +228,13 @@ class _Vectorised:
         lengths = (height, packed.width, packed.panel, packed.share if selects else packed.dwords, packed.run)
         groups = packed.pointers.size - 1
         strip = _STRIP // height * height if packed.data.size < _NEAR * groups else 1 << 30
-        constants = (
-            *self._constants,
-            *((0,) * length for length in lengths),
-            max(height, strip),
-            self._mode,
-            0,
-            groups,
-        )
-        kernel = fast.select if selects else fast.broadcast
+        constants = (*self._constants, *((0,) * length for length in lengths), strip, self._mode)
+        if self._threads > 1:
+            constants += (self._threads,)
+            kernel: Callable[..., Any] = fast.select_parts if selects else fast.broadcast_parts
+        else:
+            constants += (0, groups)
+            kernel = fast.select if selects else fast.broadcast
         return entry(kernel, x, out, residual, *constants), constants
 
 

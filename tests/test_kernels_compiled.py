@@ -3,6 +3,8 @@
 import ast
 import builtins
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gossamer.kernels import codes, float_vectors, intrinsics, vectors
+from gossamer.kernels.vectors import cpu_features
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "kernels").rglob("*.py"))
@@ -109,3 +112,77 @@ def test_import_compiles_nothing() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
     )
     assert done.stdout.split() == ["True", "0"]
+
+
+LAYERS = """
+import numpy as np
+from gossamer.arch import numerics
+from gossamer.kernels import BSR, NM, Dense, prepare
+
+rng = np.random.default_rng(0)
+dense = rng.integers(-128, 128, (40, 70)).astype(np.int8)
+x = rng.integers(0, 256, (13, 70)).astype(np.uint8)
+q = numerics.make_requant(np.full(40, 0.001), zero_point=3, lo=0, hi=255)
+few = np.where(np.arange(70) % 4 < 1, dense, 0).astype(np.int8)
+for weight in (Dense.from_dense(dense), BSR.from_dense(dense, block=(16, 8)), NM.from_dense(few, n=1, m=4)):
+    sums = ((x.astype(np.int64) - 3) @ weight.to_dense().astype(np.int64).T).astype(np.int32)
+    codes = numerics.requantise(sums, np.zeros(40, np.int32), q)
+    layers = prepare(weight, zero_point=3), prepare(weight, zero_point=3, requant=q)
+    print(layers[0].why, np.array_equal(layers[0](x), sums), np.array_equal(layers[1](x), codes))
+"""
+
+
+@pytest.mark.parametrize(
+    ("processor", "features", "dot"),
+    [
+        ("x86-64", "+sse2", "without"),
+        pytest.param("haswell", "+avx2,+fma", "without", marks=pytest.mark.slow),
+        pytest.param("skylake-avx512", "+avx512f,+avx512bw,+avx512vl,+fma", "without", marks=pytest.mark.slow),
+        ("alderlake", "+avx2,+fma,+avxvnni", "avxvnni multiplies 32"),
+    ],
+)
+def test_other_processors(processor: str, features: str, dot: str) -> None:
+    """Exact, and without an abort, in code for processors that have less than this one."""
+    if platform.machine() != "x86_64" or not set(features.replace("+", "").split(",")) <= cpu_features():
+        pytest.skip("code for a processor that has more than this one")
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_DISABLE_JIT"}
+    environment |= {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features}
+    done = subprocess.run(
+        [sys.executable, "-c", LAYERS], capture_output=True, text=True, check=False, cwd=ROOT, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("True True") == done.stdout.count(dot) == 3, done.stdout
+
+
+def test_cache_serves_no_stale_kernel(tmp_path: Path) -> None:
+    """A change in one file reaches a kernel of another that was compiled and cached before it."""
+    package = tmp_path / "gossamer"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    for room in ("arch", "kernels"):
+        shutil.copytree(ROOT / room, package / room, ignore=shutil.ignore_patterns("__pycache__"))
+    script = """
+import numpy as np
+from gossamer.arch.numerics import Requant
+from gossamer.kernels import Dense, fast, prepare
+
+one = np.ones(1, np.int64)
+layer = prepare(Dense.from_dense(np.array([[2, 3]], np.int8)), requant=Requant(multiplier=one, shift=one, lo=0, hi=99))
+print(layer(np.array([[4, 6]], np.uint8))[0, 0], sum(fast.broadcast.stats.cache_hits.values()))
+"""
+    environment = {k: v for k, v in os.environ.items() if k not in ("NUMBA_DISABLE_JIT", "PYTHONPATH")}
+    environment |= {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path)}
+
+    def run() -> list[str]:
+        command = [sys.executable, "-P", "-c", script]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert run() == ["13", "0"]
+    assert run() == ["13", "1"]
+    helper = package / "kernels" / "codes.py"
+    text = helper.read_text()
+    assert text.count("splat(VECTOR, _BITS32)") == 1
+    helper.write_text(text.replace("splat(VECTOR, _BITS32)", "splat(VECTOR, _BITS32 - 7)"))
+    assert run() == ["20", "0"]

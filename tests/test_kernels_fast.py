@@ -200,6 +200,20 @@ def test_small_layer_by_any_means() -> None:
 
 
 @compiled
+@pytest.mark.slow  # the parallel back end compiles for some seconds
+@pytest.mark.parametrize("name", ["Dense", "BSR 4x1"])
+def test_threads_change_nothing(name: str) -> None:
+    """By rows where there are many, else by outputs; more parts than there are of either."""
+    rng = np.random.default_rng(7)
+    weight = as_format(name, sparse(rng, 200, 70, 0.2))
+    q, table = halves(rng, 200, False), codes(rng, (256,), False)
+    for count, threads in ((100, 2), (3, 2), (3, 9), (0, 2)):
+        x = codes(rng, (count, 70), False)
+        layer = prepare(weight, requant=q, table=table, threads=threads, features=VECTORS)
+        assert np.array_equal(layer(x), prepare(weight, requant=q, table=table, features=VECTORS)(x))
+
+
+@compiled
 def test_where_it_is_wanted() -> None:
     layer = prepare(Dense.from_dense(np.arange(12, dtype=np.int8).reshape(3, 4)))
     out = aligned_empty((2, 3), np.int32)
