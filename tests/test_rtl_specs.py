@@ -1,12 +1,16 @@
 """Random legal specs, and the corners of what is legal: each is built, and agrees with the simulator on everything."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from gossamer.arch.spec import ArchSpec
 from gossamer.campaign import random_cases, tally
+from gossamer.rtl.bundle import write_bundle
 from tests.support.rtl_specs import needs_hardware_tools
 from tests.support.specs import random_spec
+from tests.test_rtl_bundle import lint
 
 CORNERS: dict[str, dict[str, int]] = {
     "one PE": {"lanes": 1, "columns": 1},
@@ -57,3 +61,30 @@ def test_random_specs(spec: ArchSpec) -> None:
     found = tally(spec, "random", random_cases(spec, 8, 1), stalls=True)
     assert found.programs == 18
     assert found.difference is None
+
+
+EXTREMES: dict[str, dict[str, int]] = {
+    "lanes": {"lanes": 128, "broadcast_lanes": 128},
+    "columns": {"columns": 128, "output_bytes": 2048, "parameter_channels": 128, "broadcast_columns": 128},
+    "window": {"group": 32, "macs": 32, "hop": 32, "activation_bytes": 2048},
+    "accumulators": {"depth": 256},
+    "bus": {
+        "axi_bytes": 128,
+        "parameter_channels": 128,
+        "activation_bytes": 2048,
+        "output_bytes": 2048,
+        "offset_steps": 128,
+    },
+    "queues and bursts": {"queue_depth": 64, "outstanding_reads": 64, "outstanding_writes": 64, "burst_beats": 256},
+    "stages": {"multiply_stages": 4, "ppu_stages": 6},
+}
+"""The largest numbers that a field takes, on a machine that is small otherwise."""
+
+
+@pytest.mark.slow
+@needs_hardware_tools
+@pytest.mark.parametrize("name", EXTREMES)
+def test_the_largest_numbers_make_clean_hardware(name: str, tmp_path: Path) -> None:
+    spec = ArchSpec.load("tiny").evolve(**EXTREMES[name], dynamic_operands=False)
+    write_bundle(spec, tmp_path)
+    assert lint(tmp_path) == ""
