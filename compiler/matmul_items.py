@@ -269,7 +269,7 @@ class _Builder:
         """Offsets of a piece, and the loaded step that the first of them is for.
 
         Windows come in order, block by block as the activation bank has them. skipped : loaded steps in front of the
-        product's own.
+        product's own; there are some only where one piece is all.
         """
         spec = self.spec
         first, last = self.problem.pieces[piece]
