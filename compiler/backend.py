@@ -27,6 +27,7 @@ from gossamer.compiler.matmul_items import matmul_items
 from gossamer.compiler.matmul_mapping import MatMulMapping, matmul_bound, matmul_mapping
 from gossamer.compiler.narrow import narrow_blocks
 from gossamer.compiler.problem import Problem, make_problem
+from gossamer.compiler.refine import Measure, refine
 from gossamer.compiler.schedule import Item, layer_items
 from gossamer.compiler.streams import UnitStreams, pack_unit
 from gossamer.compiler.tiling import Mapping
@@ -151,8 +152,10 @@ def place_tensors(network: Network, spec: ArchSpec) -> dict[str, Placement]:
     return placements
 
 
-def map_layer(layer: Layer, placements: dict[str, Placement], spec: ArchSpec) -> MappedLayer | MappedMatMul:
-    """Pack a layer's weights and search its mapping. Raises CapacityError when nothing fits."""
+def map_layer(
+    layer: Layer, placements: dict[str, Placement], spec: ArchSpec, measure: Measure | None = None
+) -> MappedLayer | MappedMatMul:
+    """Pack a layer's weights and search its mapping, by cost or by `measure`. Raises CapacityError if nothing fits."""
     if isinstance(layer, MatMul):
         product = make_matmul(layer, placements, spec)
         return MappedMatMul(problem=product, mapping=matmul_mapping(product))
@@ -160,9 +163,11 @@ def map_layer(layer: Layer, placements: dict[str, Placement], spec: ArchSpec) ->
 
     def find() -> tuple[tuple[UnitStreams, ...], Mapping]:
         packed = tuple(pack_unit(problem, unit) for unit in problem.units)
-        return packed, search(problem, packed)
+        found = search(problem, packed)
+        return packed, refine(problem, packed, found, placements, measure) if measure else found
 
-    streams, mapping = _KNOWN.get(problem_key(problem), find, lambda found: _held_bytes(found[0]))
+    key = problem_key(problem) + (b"measured" if measure else b"")
+    streams, mapping = _KNOWN.get(key, find, lambda found: _held_bytes(found[0]))
     return MappedLayer(layer=layer, problem=problem, streams=streams, mapping=mapping)
 
 
@@ -172,10 +177,14 @@ def _held_bytes(streams: tuple[UnitStreams, ...]) -> int:
     return sum(t.weights.nbytes + t.stream.values.nbytes + t.stream.selects.nbytes for t in tiles)
 
 
-def build_program(network: Network, spec: ArchSpec, progress: Progress | None = None) -> Program:
+def build_program(
+    network: Network, spec: ArchSpec, progress: Progress | None = None, *, measure: Measure | None = None
+) -> Program:
     """Compile a quantised network for a spec.
 
-    progress : called with (what is being done, done, total). Raises CapacityError when a layer cannot fit.
+    progress : called with (what is being done, done, total).
+    measure : cycles of a Program, to choose mappings by (compiler/refine.py); without it, by cost alone.
+    Raises CapacityError when a layer cannot fit.
     """
     placements = place_tensors(network, spec)
     base = _up(max((p.address + p.size for p in placements.values()), default=0))
@@ -193,7 +202,7 @@ def build_program(network: Network, spec: ArchSpec, progress: Progress | None = 
         mapped: list[MappedLayer | MappedMatMul] = []
         for layer in group:
             assert not isinstance(layer, HostSegment)
-            found = map_layer(layer, placements, spec)
+            found = map_layer(layer, placements, spec, measure)
             items += found.items(len(mapped), pool)
             mapped.append(found)
             done += 1

@@ -31,6 +31,7 @@ def compile(
     dims: Mapping[str, int] | None = None,
     method: str = "minmax",
     signed: bool = False,
+    refine: bool = False,
     progress: Progress | None = None,
     notes: Callable[[str], object] | None = None,
 ) -> Program:
@@ -48,6 +49,7 @@ def compile(
     calibration : inputs to measure ranges on: {name: array}, or a list of such.
     dims : sizes for named dimensions that the model leaves open (batch is 1 unless given).
     method : minmax, percentile or entropy.  signed : int8 activations instead of uint8.
+    refine : choose every layer's mapping by simulating the best few of the search; takes seconds a layer.
     progress : called as (what, done, total).
     notes : called with each thing the front end has to tell, such as the error that pruning leaves in a layer.
 
@@ -82,7 +84,12 @@ def compile(
             warnings.warn(note, stacklevel=2)
         elif notes is not None:
             notes(note)
-    return build_program(fitted(network, arch), arch, progress)
+    return build_program(fitted(network, arch), arch, progress, measure=_cycles if refine else None)
+
+
+def _cycles(program: Program) -> int:
+    """What a Program takes, for the mapper."""
+    return simulate(program, values=False, check=False).cycles
 
 
 def _by_name(progress: Progress) -> Callable[[str], None]:

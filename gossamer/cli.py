@@ -185,6 +185,9 @@ def compile(
     dim: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Fix a dimension of the model; may be repeated.")
     ] = None,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Choose mappings by simulating the best few of each layer.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -202,6 +205,7 @@ def compile(
             permute=permute,
             calibration=arrays,
             dims=dims or None,
+            refine=refine,
             progress=progress,
             notes=lambda note: typer.echo(f"note: {note}", err=True),
         )
@@ -357,6 +361,7 @@ def explain(
             if spec is None:
                 raise typer.BadParameter("a model needs SPEC")
             from gossamer.compiler.backend import build_program
+            from gossamer.compiler.fallback import fitted
             from gossamer.compiler.passes import build_network
 
             arch = ArchSpec.load(spec)
@@ -365,9 +370,11 @@ def explain(
                 sparsity=_patterns(sparsity or []),
                 calibration=_load_arrays(calibration) if calibration else None,
                 dims=_dims(dim or []) or None,
+                spec=arch,
+                products=arch.dynamic_operands,
                 progress=lambda name: progress(name, 0, 0),
             )
-            program = build_program(network, arch, progress)
+            program = build_program(fitted(network, arch), arch, progress)
         run = _api("simulate")(program, values=False, progress=progress)
         tried = []
         if network is not None and trials:

@@ -86,11 +86,12 @@ def try_changes(
 
 def _measure(text: str, network: "Network", changed: ArchSpec, spec: ArchSpec, cycles: int) -> Trial:
     from gossamer.compiler.backend import build_program
+    from gossamer.compiler.fallback import fitted
     from gossamer.sim.simulate import simulate
 
     taken, reason = None, ""
     try:
-        taken = simulate(build_program(network, changed), values=False, check=False).cycles
+        taken = simulate(build_program(fitted(network, changed), changed), values=False, check=False).cycles
     except GossamerError as error:
         reason = str(error)
     return Trial(

@@ -43,6 +43,7 @@ from gossamer.arch.access import (
     S_BEATS,
     S_BLOCKS,
     S_ROWS,
+    Accesses,
     Space,
     accesses,
     offset_ranges,
@@ -169,8 +170,9 @@ def _stage_parts(program: Program, stage: AcceleratorStage, done: StageRun) -> l
     for k, note in enumerate(notes):
         layer[note.first - stage.first : note.first - stage.first + note.count] = k
     interval = spec.beat_interval
-    reads = _read_beats(program, matrix, layer, len(notes)) * interval
-    weights = _weights(program, matrix)
+    touched = accesses(matrix, spec, offset_ranges(matrix, spec, program.memory()))
+    reads = _read_beats(spec, matrix, touched, layer, len(notes)) * interval
+    weights = _weights(program, matrix, touched)
     idle = _idle(program, stage, done)
     events = done.events
     matmuls = events[:, 0] == Unit.MATMUL
@@ -284,7 +286,7 @@ class _Weights:
         return max(0.0, sum(beats - nonzeros / spec.axi_bytes for beats, nonzeros in loads.values()))
 
 
-def _weights(program: Program, matrix: NDArray[np.int64]) -> _Weights:
+def _weights(program: Program, matrix: NDArray[np.int64], touched: Accesses) -> _Weights:
     spec, image = program.spec, program.memory()
     width = spec.columns * spec.macs
     held = np.zeros((spec.weight_steps, spec.columns), dtype=bool)
@@ -292,9 +294,17 @@ def _weights(program: Program, matrix: NDArray[np.int64]) -> _Weights:
     columns = np.zeros(len(matrix), dtype=np.int64)
     decoded: dict[tuple[int, int, int], tuple[NDArray[np.bool_], int]] = {}
     records: dict[int, dict[int, tuple[int, int]]] = {}
+    written = (touched.space == Space.WEIGHT) & (touched.write == 1)
+    dynamic = {
+        int(i): (int(low), int(high))
+        for i, low, high in zip(touched.instruction[written], touched.low[written], touched.high[written], strict=True)
+        if matrix[i, L_ENC] not in (Encoding.DENSE, Encoding.INDEX, Encoding.MASK)
+    }
     for i in np.flatnonzero(np.isin(matrix[:, 0], (Op.LOAD, Op.MATMUL))).tolist():
         row = matrix[i]
-        if row[0] == Op.LOAD and row[L_KIND] == LoadKind.WEIGHT:
+        if i in dynamic:  # weights that are activations: no records, and no column is known to be idle
+            held[slice(*dynamic[i])], source[slice(*dynamic[i])] = True, -1
+        elif row[0] == Op.LOAD and row[L_KIND] == LoadKind.WEIGHT:
             key = (int(row[L_ADDR]), int(row[L_BEATS] * row[L_ROWS] * row[L_BLOCKS]), int(row[L_ENC]))
             if key not in decoded:
                 size = record_bytes(spec, Encoding(key[2]))
@@ -324,13 +334,11 @@ _BUFFERS = {
 }
 
 
-def _read_beats(program: Program, matrix: NDArray[np.int64], layer: Cycles, layers: int) -> Cycles:
+def _read_beats(spec: ArchSpec, matrix: NDArray[np.int64], touched: Accesses, layer: Cycles, layers: int) -> Cycles:
     """Beats that each layer's LOADs read, int64 [layers]: a LOAD belongs to the layer that first uses what it read.
 
     Where it stands among the instructions does not tell: LOADs run ahead.
     """
-    spec = program.spec
-    touched = accesses(matrix, spec, offset_ranges(matrix, spec, program.memory()))
     grain = {space: spec.axi_bytes if space in (Space.ACTIVATION, Space.OUTPUT) else 1 for space in _BUFFERS.values()}
     writer = {
         space: np.full(-(-int(touched.high[touched.space == space].max(initial=0)) // grain[space]), -1, np.int64)
