@@ -5,6 +5,7 @@ from dataclasses import replace
 from math import prod
 
 import numpy as np
+from onnx import helper
 
 from gossamer.compiler.export import host_ops
 from gossamer.compiler.graph import Graph
@@ -47,14 +48,33 @@ def legalise(graph: Graph) -> Graph:
                 graph.replace(op.name, replace(op, reason=f"{op.node.op_type} has no equivalent on the array"))
             continue
         try:
-            new, layout = _Judge(graph, op).verdict()
+            try:
+                new, layout = _Judge(graph, op).verdict()
+            except _No as reason:
+                if not isinstance(op, Conv | Linear | Product):
+                    raise
+                new, layout = _Judge(graph, _relaid(graph, op, str(reason))).verdict()
         except _No as reason:
-            graph.replace(op.name, *host_ops(graph, op, str(reason)))
+            graph.replace(op.name, *host_ops(graph, graph.op(op.name), str(reason)))
             continue
-        if new is not op:
+        if new is not graph.op(op.name):
             graph.replace(op.name, new)
         graph.update(op.output, layout=layout)
     return graph
+
+
+def _relaid(graph: Graph, op: Op, reason: str) -> Op:
+    """The operation with inputs that the host lays out anew: moving data is its work, products are the array's."""
+    for tensor in dict.fromkeys(op.inputs):
+        if graph.info(tensor).layout is None:
+            continue
+        copy = graph.fresh(f"{tensor}/relaid")
+        graph.tensors[copy] = replace(graph.info(tensor), name=copy, layout=None)
+        node = helper.make_node("Identity", [tensor], [copy])
+        graph.add(Host(name=copy, inputs=(tensor,), outputs=(copy,), source=op.source, node=node, reason=reason))
+        op = replace(op, inputs=tuple(copy if t == tensor else t for t in op.inputs))
+    graph.replace(op.name, op)
+    return op
 
 
 def _preferred(graph: Graph, tensor: str, depth: int = 0) -> Layout | None:
