@@ -6,6 +6,7 @@ epilogue: back to 8 bits.  bounds: the proof that int32 is enough.
 layer: a weight made ready once, with all that follows its sums, and then called: the fast way in. Under it choose
 (which kernel, and why), pack and scaling (weights and parameters laid out), fast (the kernels), intrinsics, codes and
 vectors (the instructions they are made of).
+conv_layer: a convolution on top of it.
 float_layer: the same for float32 weights; float_panels, float_kernels and float_vectors are what it stands on.
 
 Public functions check what they are given; the compiled ones under them, private, trust it. Nothing is compiled before
@@ -15,6 +16,7 @@ its first call.
 from gossamer.kernels.bounds import max_accumulator
 from gossamer.kernels.choose import Decision, choose
 from gossamer.kernels.conv import conv2d, window_count
+from gossamer.kernels.conv_layer import ConvLayer, prepare_conv
 from gossamer.kernels.epilogue import requantise
 from gossamer.kernels.float_layer import FloatCodes, FloatLayer, prepare_float
 from gossamer.kernels.formats import BSR, CSR, NM, Dense, Weight
@@ -28,6 +30,7 @@ __all__ = [
     "BSR",
     "CSR",
     "NM",
+    "ConvLayer",
     "Decision",
     "Dense",
     "FloatCodes",
@@ -44,6 +47,7 @@ __all__ = [
     "max_pool2d",
     "nm_matmul",
     "prepare",
+    "prepare_conv",
     "prepare_float",
     "requantise",
     "spmm",

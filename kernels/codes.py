@@ -66,9 +66,9 @@ def store_codes(
 
     width : a tuple of 1, 2 or 4.  channel : the tile's first output, a multiple of 16.
     scale : float32 [N], float64 [N] or int64 [N / 16, 3, 16], see the module.  limits : int64 (zero_point, lo, hi).
-    residual : int8 or uint8, at the same elements as out; or None.
-    mixing : of the residual, with float64 its multiplier / 2**shift and -zero_point times that; with int64 its
-        multiplier, shift and zero point.
+    residual : int8 or uint8, at the same elements as out; any array where there is none.
+    mixing : None where there is no residual. Else with float64 its multiplier / 2**shift and -zero_point times that;
+        with int64 its multiplier, shift and zero point.
     table : 256 bytes; or None.
     """
 
@@ -77,7 +77,7 @@ def store_codes(
         rescale = {types.float32: _by_float32, types.float64: _by_float64, types.int64: _by_int64}[scale.dtype]
         vectors = site.vectors(0)
         terms: list[Any] = [None] * len(vectors)
-        if not isinstance(residual, types.NoneType):
+        if not isinstance(mixing, types.NoneType):
             terms = [_residual(site, i, wide) for i in range(len(vectors))]
         integers = rescale(site, vectors, terms, wide)
         zero, low, high = (site.broadcast(site.load(8, I64(8 * i), I64), WORDS) for i in range(3))

@@ -9,7 +9,8 @@ Rows are worked on by tiles of `height`; the last tile overlaps the one before i
 rows meets one group of outputs after the other, so that the group's weights come from the nearest cache for all of its
 tiles but the first.
 
-Arguments of both kernels, after x, out and residual (see `store_codes`), which a caller chooses anew for each call:
+Arguments of both kernels, after x, out and residual (any array where there is none: see `store_codes`), which a caller
+chooses anew for each call:
 
     data, pointers, places       see kernels/pack.py
     first                        int32 [groups, accumulators of a row, 16]: what they start from
@@ -38,14 +39,14 @@ from gossamer.kernels.intrinsics import (
     weave,
 )
 
-__all__ = ["broadcast", "broadcast_parts", "select", "select_parts"]
+__all__ = ["broadcast", "broadcast_lines", "broadcast_parts", "select", "select_lines", "select_parts"]
 
 
 @jit
 def broadcast(
     x: NDArray[Any],
     out: NDArray[Any],
-    residual: NDArray[Any] | None,
+    residual: NDArray[Any],
     data: Any,
     pointers: Any,
     places: Any,
@@ -106,7 +107,7 @@ def broadcast(
 def select(
     x: NDArray[Any],
     out: NDArray[Any],
-    residual: NDArray[Any] | None,
+    residual: NDArray[Any],
     data: Any,
     pointers: Any,
     places: Any,
@@ -176,7 +177,7 @@ def _part(count: int, groups: int, height: int, part: int, parts: int) -> tuple[
 def broadcast_parts(
     x: NDArray[Any],
     out: NDArray[Any],
-    residual: NDArray[Any] | None,
+    residual: NDArray[Any],
     data: Any,
     pointers: Any,
     places: Any,
@@ -199,7 +200,7 @@ def broadcast_parts(
     for part in prange(parts):
         top, bottom, begin, end = _part(count, groups, len(height), part, parts)
         broadcast(
-            x[top:bottom], out[top:bottom], None if residual is None else residual[top:bottom],
+            x[top:bottom], out[top:bottom], residual[top:bottom],
             data, pointers, places, first, scale, limits, mixing, table,
             height, width, panel, dwords, run, strip, mode, begin, end,
         )  # fmt: skip
@@ -209,7 +210,7 @@ def broadcast_parts(
 def select_parts(
     x: NDArray[Any],
     out: NDArray[Any],
-    residual: NDArray[Any] | None,
+    residual: NDArray[Any],
     data: Any,
     pointers: Any,
     places: Any,
@@ -232,7 +233,77 @@ def select_parts(
     for part in prange(parts):
         top, bottom, begin, end = _part(count, groups, len(height), part, parts)
         select(
-            x[top:bottom], out[top:bottom], None if residual is None else residual[top:bottom],
+            x[top:bottom], out[top:bottom], residual[top:bottom],
             data, pointers, places, first, scale, limits, mixing, table,
             height, width, panel, share, run, strip, mode, begin, end,
+        )  # fmt: skip
+
+
+@jit
+def broadcast_lines(
+    x: NDArray[Any],
+    out: NDArray[Any],
+    residual: NDArray[Any],
+    begins: Any,
+    count: int,
+    pitch: int,
+    data: Any,
+    pointers: Any,
+    places: Any,
+    first: Any,
+    scale: Any,
+    limits: Any,
+    mixing: Any,
+    table: Any,
+    height: Any,
+    width: Any,
+    panel: Any,
+    dwords: Any,
+    run: Any,
+    strip: int,
+    mode: Any,
+) -> None:
+    """The same on `count` rows, `pitch` codes apart, from each of begins on: x [codes], out [lines * count, N]."""
+    for line in range(begins.size):
+        top, begin = line * count, load_int64(begins, line)
+        broadcast(
+            x[begin : begin + count * pitch].reshape(count, pitch), out[top : top + count],
+            residual[top : top + count],
+            data, pointers, places, first, scale, limits, mixing, table,
+            height, width, panel, dwords, run, strip, mode, 0, pointers.size - 1,
+        )  # fmt: skip
+
+
+@jit
+def select_lines(
+    x: NDArray[Any],
+    out: NDArray[Any],
+    residual: NDArray[Any],
+    begins: Any,
+    count: int,
+    pitch: int,
+    data: Any,
+    pointers: Any,
+    places: Any,
+    first: Any,
+    scale: Any,
+    limits: Any,
+    mixing: Any,
+    table: Any,
+    height: Any,
+    width: Any,
+    panel: Any,
+    share: Any,
+    run: Any,
+    strip: int,
+    mode: Any,
+) -> None:
+    """The same on `count` rows, `pitch` codes apart, from each of begins on: x [codes], out [lines * count, N]."""
+    for line in range(begins.size):
+        top, begin = line * count, load_int64(begins, line)
+        select(
+            x[begin : begin + count * pitch].reshape(count, pitch), out[top : top + count],
+            residual[top : top + count],
+            data, pointers, places, first, scale, limits, mixing, table,
+            height, width, panel, share, run, strip, mode, 0, pointers.size - 1,
         )  # fmt: skip

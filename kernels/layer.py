@@ -26,7 +26,7 @@ from gossamer.kernels.pack import Packed, pack
 from gossamer.kernels.scaling import Scaling, make_scaling
 from gossamer.kernels.vectors import aligned_empty
 
-__all__ = ["Layer", "prepare"]
+__all__ = ["Layer", "Vectorised", "prepare"]
 
 Codes = NDArray[np.int8] | NDArray[np.uint8]
 CodeType = Literal["int8", "uint8"]
@@ -108,6 +108,7 @@ def prepare(
     table: Codes | None = None,
     threads: int = 1,
     features: frozenset[str] | None = None,
+    segment: int | None = None,
 ) -> Layer:
     """Make a layer of a weight.
 
@@ -124,7 +125,7 @@ def prepare(
     residual : dtype of a second operand of every call, which requant adds; None: there is none.
     table : 256 codes of the result's dtype, looked up by the requantised code, or None.
     threads : over which a call's work is divided; results do not depend on it.
-    features : of the processor, see `choose`.
+    features : of the processor, see `choose`.  segment : see `gossamer.kernels.pack.pack`.
 
     Sums wrap at 32 bits, so they are exact whenever the true one fits: the caller proves it (`max_accumulator`).
     Raises ModelError when an argument does not fit.
@@ -133,7 +134,7 @@ def prepare(
     second = None if residual is None else _code_type("residual", residual)
     check_zero_point(zero_point, code)
     check_int("threads", threads, 1)
-    packed = pack(weight, features=features)
+    packed = pack(weight, features=features, segment=segment)
     if packed is not None:
         start_compiler()
     n = weight.shape[0]
@@ -158,7 +159,7 @@ def prepare(
         begin = -shift * weight.to_dense().sum(axis=1, dtype=np.int64)
         if scaling is None or not scaling.with_bias:
             begin += biases
-        run, why = _Vectorised(packed, begin, scaling, threads), packed.decision
+        run, why = Vectorised(packed, begin, scaling, threads), packed.decision
     return Layer(
         shape=weight.shape,
         why=why,
@@ -185,7 +186,7 @@ def _reference(
     return run
 
 
-class _Vectorised:
+class Vectorised:
     """A layer by its compiled kernel."""
 
     def __init__(self, packed: Packed, begin: NDArray[np.int64], scaling: Scaling | None, threads: int) -> None:
@@ -209,32 +210,79 @@ class _Vectorised:
             x = wider
         if self._mode is not None and x.dtype == np.int8:  # 16-bit products of codes moved in place compile for minutes
             x = x.view(np.uint8) ^ np.uint8(128)
-        if residual is not None:
-            residual = residual if residual.flags.c_contiguous else residual.copy()
         if self._codes:
             out = out.view(np.uint8)
+        if residual is None:
+            residual = out
+        elif not residual.flags.c_contiguous:
+            residual = residual.copy()
         height = self._heights[min(count, len(self._heights) - 1)]
         if height not in self._entries:
             self._entries[height] = self._enter(height, x, out, residual)
         code, constants = self._entries[height]
         code(x, out, residual, *constants)
 
+    def on_lines(
+        self,
+        x: NDArray[np.uint8],
+        out: NDArray[Any],
+        residual: Codes | None,
+        begins: NDArray[np.int64],
+        count: int,
+        pitch: int,
+        places: NDArray[np.int64],
+    ) -> None:
+        """On `count` rows, `pitch` codes apart, from each of begins on: x [codes], out [lines * count, N].
+
+        places : where the inputs of each entry lie after a row's first.
+        """
+        height = self._heights[min(count, len(self._heights) - 1)]
+        kernel: Callable[..., Any] = fast.select_lines if self._selects else fast.broadcast_lines
+        data, pointers, _, *others = self._constants
+        result = out.view(np.uint8) if self._codes else out
+        kernel(
+            x,
+            result,
+            result if residual is None else residual,
+            begins,
+            count,
+            pitch,
+            data,
+            pointers,
+            places,
+            *others,
+            *self._shape(height),
+        )
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """The first input of each entry."""
+        return self._packed.places
+
+    @property
+    def _selects(self) -> bool:
+        return self._packed.decision.kernel in ("select", "shared")
+
+    def _shape(self, height: int) -> tuple[Any, ...]:
+        """Arguments of a kernel that tell its tiles."""
+        packed = self._packed
+        by = packed.share if self._selects else packed.dwords
+        near = packed.data.size < _NEAR * (packed.pointers.size - 1)
+        strip = _STRIP // height * height if near else 1 << 30
+        lengths = (height, packed.width, packed.panel, by, packed.run)
+        return (*((0,) * length for length in lengths), strip, self._mode)
+
     def _enter(
-        self, height: int, x: Codes, out: NDArray[Any], residual: Codes | None
+        self, height: int, x: Codes, out: NDArray[Any], residual: NDArray[Any]
     ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """The kernel's code for tiles of this height, and all of its arguments that do not change."""
-        packed = self._packed
-        selects = packed.decision.kernel in ("select", "shared")
-        lengths = (height, packed.width, packed.panel, packed.share if selects else packed.dwords, packed.run)
-        groups = packed.pointers.size - 1
-        strip = _STRIP // height * height if packed.data.size < _NEAR * groups else 1 << 30
-        constants = (*self._constants, *((0,) * length for length in lengths), strip, self._mode)
+        constants = (*self._constants, *self._shape(height))
         if self._threads > 1:
             constants += (self._threads,)
-            kernel: Callable[..., Any] = fast.select_parts if selects else fast.broadcast_parts
+            kernel: Callable[..., Any] = fast.select_parts if self._selects else fast.broadcast_parts
         else:
-            constants += (0, groups)
-            kernel = fast.select if selects else fast.broadcast
+            constants += (0, self._packed.pointers.size - 1)
+            kernel = fast.select if self._selects else fast.broadcast
         return entry(kernel, x, out, residual, *constants), constants
 
 

@@ -69,10 +69,11 @@ class Packed:
         return (self.pointers.size - 1) * self.panel * LANES
 
 
-def pack(weight: Weight, *, features: frozenset[str] | None = None) -> Packed | None:
+def pack(weight: Weight, *, features: frozenset[str] | None = None, segment: int | None = None) -> Packed | None:
     """Lay a weight out for the kernel that `choose` names, None for the reference; later changes to it are not seen.
 
-    features : as of `choose`. Raises ModelError as it does.
+    features : as of `choose`.  segment : inputs that lie side by side in memory, all of them if None, else a divisor
+    of K and a multiple of 64: no entry reaches over the end of one. Raises ModelError as `choose` does.
     """
     decision = choose(weight, features=features)
     if decision.kernel == "dense":
@@ -80,7 +81,7 @@ def pack(weight: Weight, *, features: frozenset[str] | None = None) -> Packed | 
     if decision.kernel == "blocks" and isinstance(weight, BSR):
         return _pack_blocks(weight, decision)
     if decision.kernel in ("select", "shared"):
-        return _pack_select(weight, decision)
+        return _pack_select(weight, decision, segment)
     return None
 
 
@@ -173,7 +174,7 @@ def _pack_blocks(weight: BSR, decision: Decision) -> Packed:
     )
 
 
-def _pack_select(weight: Weight, decision: Decision) -> Packed:
+def _pack_select(weight: Weight, decision: Decision, segment: int | None) -> Packed:
     # Groups of N:M fill every aligned window alike, so that four vectors can see the same ones, for several steps each.
     # Otherwise a window slides to the slowest output: to anywhere where loads are few, else in halves of a line.
     share = _SHARE if decision.kernel == "shared" else 1
@@ -191,7 +192,7 @@ def _pack_select(weight: Weight, decision: Decision) -> Packed:
     slots = outputs.transpose(0, 1, 3, 2).reshape(-1, share)  # by group, vector, lane: who picks together
     row, column = np.nonzero(matrix[slots].any(axis=1))
     starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=slots.shape[0]))])
-    pointers, places = _place_windows(starts, column, width * LANES, hop, run, inputs - _WINDOW)
+    pointers, places = _place_windows(starts, column, width * LANES, hop, run, segment or inputs)
     data = aligned_empty((places.size * run, width, 1 + share, LANES, _DEPTH), np.int8)
     data[...] = 0
     _fill_steps(starts, column, slots, matrix, pointers, places, run, data)
@@ -212,7 +213,7 @@ def _pack_select(weight: Weight, decision: Decision) -> Packed:
 
 @jit
 def _place_windows(
-    starts: NDArray[np.int64], columns: NDArray[np.int64], slots: int, hop: int, run: int, last: int
+    starts: NDArray[np.int64], columns: NDArray[np.int64], slots: int, hop: int, run: int, segment: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pointers of the groups, and where each window begins: at the first nonzero that is still left."""
     groups = (starts.size - 1) // slots
@@ -229,7 +230,7 @@ def _place_windows(
                     place = columns[head[slot]]
             if place < 0:
                 break
-            place = np.minimum(place // hop * hop, last)
+            place = np.minimum(place // hop * hop, place // segment * segment + segment - 64)
             for slot in range(slots):
                 end = np.minimum(head[slot] + 4 * run, starts[first + slot + 1])
                 while head[slot] < end and columns[head[slot]] < place + 64:

@@ -95,7 +95,7 @@ def make_scaling(
     return Scaling(
         scale=scale,
         limits=np.array([q.zero_point, q.lo, q.hi], dtype=np.int64),
-        mixing=mixing,
+        mixing=None if residual is None else mixing,
         table=None if table is None else np.ascontiguousarray(table).view(np.uint8),
         with_bias=scale.dtype == np.int64,
     )

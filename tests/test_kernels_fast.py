@@ -206,11 +206,15 @@ def test_threads_change_nothing(name: str) -> None:
     """By rows where there are many, else by outputs; more parts than there are of either."""
     rng = np.random.default_rng(7)
     weight = as_format(name, sparse(rng, 200, 70, 0.2))
-    q, table = halves(rng, 200, False), codes(rng, (256,), False)
+    q, table = replace(halves(rng, 200, False), residual_multiplier=99, residual_shift=9), codes(rng, (256,), False)
     for count, threads in ((100, 2), (3, 2), (3, 9), (0, 2)):
         x = codes(rng, (count, 70), False)
-        layer = prepare(weight, requant=q, table=table, threads=threads, features=VECTORS)
-        assert np.array_equal(layer(x), prepare(weight, requant=q, table=table, features=VECTORS)(x))
+        residual = codes(rng, (count, 200), True)
+        made = [
+            prepare(weight, requant=q, table=table, residual="int8", threads=parts, features=VECTORS)
+            for parts in (1, threads)
+        ]
+        assert np.array_equal(*(layer(x, residual=residual) for layer in made))
 
 
 @compiled
