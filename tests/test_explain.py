@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.networks import random_conv, random_network, random_tensor
+from support.products import attention
 from support.specs import random_spec
 from typer.testing import CliRunner
 
@@ -68,6 +69,10 @@ def one(
 
 
 EDGE = ArchSpec.load("edge")
+
+
+def test_parts_of_products_of_two_activations() -> None:
+    check_sums(build_program(attention(np.random.default_rng(0), 1, 2, 40, 33, 24, merged=True), EDGE))
 
 
 def test_one_output_channel_leaves_columns_idle() -> None:
