@@ -16,7 +16,7 @@ COSINE = {"mobilenet_v2": 0.99, "orientation": 0.99, "minilm": 0.99, "recognitio
 """Least cosine to the floating-point network: 0.999 for the others."""
 
 CUT = 8
-"""Largest difference where a mean does not fit and is cut in two: it is rounded twice, into codes several times finer."""
+"""Largest difference where a mean that does not fit is cut in two: it is rounded twice, into much finer codes."""
 
 
 @pytest.fixture(scope="module")
