@@ -59,8 +59,8 @@ def drop_dead_channels(graph: Graph, granule: int = 8) -> Graph:
     """Remove channels whose absence changes nothing: nobody reads them, or they are always zero.
 
     What a pruner that only sets zeros leaves behind becomes smaller layers, exactly.
-    granule : the number that stays is a multiple of it. Less than a whole window (the spec's group) saves nothing, and
-    a dense layer whose last window is not full needs selects in all its records.
+    granule : the number that stays is a multiple of it. Less than a channel block of the spec saves nothing, and a
+    dense layer whose last window is not full needs selects in all its records.
     """
     while True:
         channels = find_channels(graph)

@@ -132,7 +132,7 @@ def prune(
     rebuilt = _rebuild(work, final)
     if permute:
         work.change(permute_for_nm(work.graph, {name: p for name, p in final.items() if isinstance(p, NM)})[0])
-    return _impose(work, final, rebuilt, 8 if spec is None else spec.group)
+    return _impose(work, final, rebuilt, 8 if spec is None else spec.block)
 
 
 def _rebuild(work: "_Work", final: dict[str, Pattern]) -> dict[str, Pruned]:
