@@ -6,7 +6,7 @@ requantisation are proved and laid out. A call checks the activations and enters
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -34,16 +34,19 @@ Run = Callable[[Codes, NDArray[Any], Codes | None], object]
 """Computes a layer on arguments that have been checked: x, out, residual."""
 
 _TILES = {
-    ("dense", 4): 6,
-    ("blocks", 1): 8,
-    ("blocks", 2): 8,
-    ("blocks", 4): 6,
-    ("select", 1): 10,
-    ("select", 4): 4,
-    ("shared", 1): 6,
+    ("dense", 4, 1): 6,
+    ("blocks", 1, 1): 8,
+    ("blocks", 2, 1): 8,
+    ("blocks", 2, 2): 6,
+    ("blocks", 4, 1): 6,
+    ("select", 1, 1): 10,
+    ("select", 4, 1): 4,
+    ("shared", 1, 1): 6,
 }
-"""Rows of a tile by kernel and width: what was fastest, with accumulators and operands within 32 registers. Without a
-dot product there is little to gain, and it is 2."""
+"""Rows of a tile by kernel, width and dwords: what was fastest, with accumulators and operands within 32 registers.
+Without a dot product there is little to gain, and it is 2."""
+_SHAPES = 64
+"""Shapes of activations that a layer remembers."""
 _STRIP, _NEAR = 24, 10_000
 """Rows, about, that meet a group's weights while they are in the nearest cache, if the weights are so few bytes."""
 
@@ -55,6 +58,7 @@ class Layer:
     shape : (N, K).  why : the kernel, and the reason for it.
     activation : dtype of x.  residual : dtype of a call's second operand, or None.
     result : dtype of what a call returns: int32 sums without a requantisation, else codes.
+    known : by the shape of an x without residual, the shape of its result, compiled code and its constant arguments.
     """
 
     shape: tuple[int, int]
@@ -63,6 +67,7 @@ class Layer:
     residual: np.dtype[Any] | None
     result: np.dtype[Any]
     run: Run
+    known: dict[tuple[int, ...], tuple[Any, ...]] = field(default_factory=dict, repr=False)
 
     def __call__(self, x: Codes, *, residual: Codes | None = None, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """The layer's result [rows, N] for x [rows, K], rows >= 0.
@@ -72,6 +77,17 @@ class Layer:
         out : [rows, N] of dtype `result`, C-contiguous and writeable, to write and return; new memory costs a page
             fault every 4 KiB. Raises ModelError when an argument does not fit.
         """
+        # Whatever this looks at takes 2 us, as long as a small kernel; the first lines are the same in less than one.
+        if type(x) is np.ndarray and type(out) is np.ndarray and residual is None:
+            known = self.known.get(x.shape)
+            if known is not None and x.dtype is self.activation and out.dtype is self.result:
+                shape, code, constants = known
+                if out.shape == shape and x.flags.c_contiguous and out.flags.carray:
+                    code(x, out, out, *constants)
+                    return out
+        return self._call(x, residual, out)
+
+    def _call(self, x: Codes, residual: Codes | None, out: NDArray[Any] | None) -> NDArray[Any]:
         columns, inputs = self.shape
         if type(x) is not np.ndarray or x.dtype != self.activation or x.ndim != 2 or x.shape[1] != inputs:
             self._refuse("x", x, self.activation, f"(rows, {inputs})")
@@ -89,6 +105,10 @@ class Layer:
             self._refuse("residual", residual, self.residual, str(shape))
         if x.shape[0] > 0:
             self.run(x, out, residual)
+            if residual is None and isinstance(self.run, Vectorised) and len(self.known) < _SHAPES:
+                ready = self.run.ready(x)
+                if ready is not None:
+                    self.known[x.shape] = (shape, *ready)
         return out
 
     def _refuse(self, name: str, array: Any, dtype: np.dtype[Any], shape: str) -> None:
@@ -191,7 +211,7 @@ class Vectorised:
 
     def __init__(self, packed: Packed, begin: NDArray[np.int64], scaling: Scaling | None, threads: int) -> None:
         """begin : int64 [N], what an output's sum starts from."""
-        self._packed, self._threads, self._codes = packed, threads, scaling is not None
+        self._packed, self._threads = packed, threads
         padded = np.pad(begin, (0, packed.slots - begin.size))
         first = np.where(packed.outputs < 0, 0, padded[packed.outputs]).astype(np.int32).reshape(-1)
         parameters: tuple[Any, ...] = (None,) * 4
@@ -199,7 +219,7 @@ class Vectorised:
             parameters = (scaling.scale, scaling.limits, scaling.mixing, scaling.table)
         self._constants = (packed.data, packed.pointers, packed.places, first, *parameters)
         self._mode = None if {"avx512vnni", "avxvnni"} & usable_features() else ()
-        self._heights = _heights(2 if self._mode == () else _TILES[packed.decision.kernel, packed.width])
+        self._heights = _heights(2 if self._mode == () else _TILES[packed.decision.kernel, packed.width, packed.dwords])
         self._entries: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
 
     def __call__(self, x: Codes, out: NDArray[Any], residual: Codes | None) -> None:
@@ -208,10 +228,8 @@ class Vectorised:
             wider: NDArray[Any] = np.zeros((count, self._packed.inputs), x.dtype)
             wider[:, : x.shape[1]] = x
             x = wider
-        if self._mode is not None and x.dtype == np.int8:  # 16-bit products of codes moved in place compile for minutes
+        if self._mode == () and x.dtype == np.int8:  # 16-bit products of codes moved in place compile for minutes
             x = x.view(np.uint8) ^ np.uint8(128)
-        if self._codes:
-            out = out.view(np.uint8)
         if residual is None:
             residual = out
         elif not residual.flags.c_contiguous:
@@ -221,6 +239,12 @@ class Vectorised:
             self._entries[height] = self._enter(height, x, out, residual)
         code, constants = self._entries[height]
         code(x, out, residual, *constants)
+
+    def ready(self, x: Codes) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
+        """What `__call__` enters on x, with its constant arguments; None if x has to be copied first."""
+        if x.shape[1] != self._packed.inputs or not x.flags.c_contiguous or (self._mode == () and x.dtype == np.int8):
+            return None
+        return self._entries[self._heights[min(x.shape[0], len(self._heights) - 1)]]
 
     def on_lines(
         self,
@@ -239,20 +263,8 @@ class Vectorised:
         height = self._heights[min(count, len(self._heights) - 1)]
         kernel: Callable[..., Any] = fast.select_lines if self._selects else fast.broadcast_lines
         data, pointers, _, *others = self._constants
-        result = out.view(np.uint8) if self._codes else out
-        kernel(
-            x,
-            result,
-            result if residual is None else residual,
-            begins,
-            count,
-            pitch,
-            data,
-            pointers,
-            places,
-            *others,
-            *self._shape(height),
-        )
+        added = out if residual is None else residual
+        kernel(x, out, added, begins, count, pitch, data, pointers, places, *others, *self._shape(height))
 
     @property
     def places(self) -> NDArray[np.int64]:

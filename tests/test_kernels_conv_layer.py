@@ -24,7 +24,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", ["Dense", "CSR", "BSR", "shared", "NM"])
+@pytest.mark.parametrize(
+    "kind", ["Dense", "NM", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("CSR", "BSR", "shared"))]
+)
 @pytest.mark.parametrize("signed", [False, True])
 def test_equals_conv2d(case: Any, kind: str, signed: bool) -> None:
     size, channels, kernel, stride, pads, dilation = case
