@@ -107,9 +107,9 @@ def test_a_mean_that_does_not_fit_is_cut_into_its_axes(monkeypatch):
     x = random_image((1, 5, 30, 20))
     before = network_of(model, x)
     spec = replace(SPEC, activation_bytes=4096, output_bytes=1024)
+    tensors = fallback.place_tensors(before, spec)
     with pytest.raises(CapacityError):
-        for layer in before.layers:
-            fallback.map_layer(layer, fallback.place_tensors(before, spec), spec)
+        [fallback.map_layer(layer, tensors, spec) for layer in before.layers]
     network = fitted(before, spec)
     check_structure(network)
     assert len(network.layers) == len(before.layers) + 1
