@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from gossamer.arch.errors import ModelError
 from gossamer.arch.jit import jit
 from gossamer.arch.numerics import MULTIPLIER_BITS, SHIFT_MAX, SHIFT_MIN, Requant
+from gossamer.arch.rounding import round_half_even
 from gossamer.kernels.checks import check_array, check_int, check_per_channel
 
 __all__ = ["requantise"]
@@ -107,17 +108,12 @@ def _requantise(
             add = np.int64(bias[c])
             scale = multiplier[c]
             right = shift[c]
-            half = np.int64(1) << (right - 1)
             for i in range(inner):
                 total = (np.int64(acc[o, c, i]) + add) * scale
                 if with_residual:
                     term = (np.int64(residual[o, c, i]) - residual_zero_point) * residual_multiplier
                     total += term << (right - residual_shift)
-                quotient = total >> right
-                remainder = total - (quotient << right)
-                if remainder > half or (remainder == half and quotient & 1 == 1):
-                    quotient += 1
-                code = min(max(quotient + zero_point, lo), hi)
+                code = min(max(round_half_even(total, right) + zero_point, lo), hi)
                 if with_table:
-                    code = np.int64(table[code & 0xFF])
+                    code = int(table[code & 0xFF])
                 out[o, c, i] = code

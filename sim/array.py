@@ -39,6 +39,7 @@ from gossamer.arch.access import (
 from gossamer.arch.isa import MatmulMode, Op, column
 from gossamer.arch.jit import jit
 from gossamer.arch.numerics import ACC_MIN
+from gossamer.arch.rounding import round_half_even
 from gossamer.sim.machine import Machine, Sizes
 
 __all__ = ["drain", "matmul"]
@@ -212,16 +213,5 @@ def drain(f: NDArray[np.int64], sizes: Sizes, machine: Machine) -> None:
                 if f[D_RES] == 1:
                     code = _code(np.int64(machine.outputs[lane, f[D_RBASE] * ppu + move + c]), f[D_RSIGNED])
                     total += ((code - residual_zero) * f[D_RMUL]) << (shift[c] - f[D_RSHIFT])
-                code = min(max(_round_shift(total, shift[c]) + f[D_ZERO], f[D_LO]), f[D_HI]) & 0xFF
+                code = min(max(round_half_even(total, shift[c]) + f[D_ZERO], f[D_LO]), f[D_HI]) & 0xFF
                 target[lane, at + c] = machine.tables[f[D_TAB], code] if f[D_TEN] == 1 else code
-
-
-@jit
-def _round_shift(value: int, shift: int) -> int:
-    """value / 2**shift, half to even, as gossamer.arch.numerics.round_shift."""
-    quotient = value >> shift
-    remainder = value - (quotient << shift)
-    half = np.int64(1) << shift >> 1
-    if remainder > half or (remainder == half and half > 0 and quotient & 1 == 1):
-        quotient += 1
-    return quotient
