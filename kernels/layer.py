@@ -40,6 +40,7 @@ _TILES = {
     ("blocks", 2, 2): 6,
     ("blocks", 4, 1): 6,
     ("select", 1, 1): 10,
+    ("select", 2, 1): 8,
     ("select", 4, 1): 4,
     ("shared", 1, 1): 6,
 }

@@ -33,6 +33,8 @@ __all__ = ["Packed", "pack"]
 _DENSE_WIDTH = 4
 _DEPTH, _WINDOW, _SHARE = 4, 64, 4
 _PIECES = (32, 16, 8, 4)
+_NEAR = 40_000
+"""Bytes, about, that stay in the nearest cache."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,12 +177,14 @@ def _pack_blocks(weight: BSR, decision: Decision) -> Packed:
 
 
 def _pack_select(weight: Weight, decision: Decision, segment: int | None) -> Packed:
-    # Groups of N:M fill every aligned window alike, so that four vectors can see the same ones, for several steps each.
-    # Otherwise a window slides to the slowest output: to anywhere where loads are few, else in halves of a line.
+    # Groups of N:M fill every aligned window alike, so that vectors can see the same ones, for several steps each: four
+    # vectors, or two with more rows where a group's weights leave the nearest cache. Otherwise a window slides to the
+    # slowest output: to anywhere where loads are few, else in halves of a line.
     share = _SHARE if decision.kernel == "shared" else 1
     width, hop, run = 1, 1 if share > 1 else 32, 1
     if isinstance(weight, NM) and _WINDOW % weight.m == 0:
-        width, hop, run = 4, _WINDOW, max(1, _WINDOW // weight.m * weight.n // _DEPTH)
+        few = weight.values.shape[1] * weight.n * 2 * 4 * LANES <= _NEAR  # bytes of a group of four vectors
+        width, hop, run = 4 if few else 2, _WINDOW, max(1, _WINDOW // weight.m * weight.n // _DEPTH)
     panel = width * share * LANES
     matrix = _padded(weight.to_dense(), panel, _WINDOW)
     groups, inputs = matrix.shape[0] // panel, matrix.shape[1]

@@ -114,6 +114,15 @@ def test_small_weights(n: int, k: int) -> None:
 
 
 @compiled
+def test_weights_beyond_the_nearest_cache() -> None:
+    """Two vectors a group instead of four."""
+    rng = np.random.default_rng(8)
+    weight = as_format("NM 2:4", sparse(rng, 40, 700, 0.9))
+    x = codes(rng, (13, 700), False)
+    assert np.array_equal(prepare(weight, features=VECTORS)(x), product(x, 0, weight))
+
+
+@compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("name", ["NM 2:4", "NM 1:8", "NM 3:16", "NM 8:64", "NM 1:5"] + [
