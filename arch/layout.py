@@ -4,7 +4,8 @@ Element (n, channel, y, x) stands at
     address + (((n * blocks + slot // block) * rows + top + y) * pixels + left + x) * block + slot % block
 with rows = top + H + bottom and pixels = left + W + right. A channel's slot is the channel itself, unless the channels
 fall into heads: equal runs, each of which begins a block of its own. The border and the channels that fill up a block
-hold the zero point, so that they count as real zeros. Every pixel of a block is a whole number of beats.
+hold the zero point, so that they count as real zeros. A pixel of a block is a whole number of beats; only in inputs
+with few channels several pixels share a beat, and a row of a block is a whole number of them.
 """
 
 from dataclasses import dataclass

@@ -64,4 +64,4 @@ def test_network(bench, name):
 @pytest.mark.parametrize("spec", ["edge", "dense", "tiny"])
 @pytest.mark.parametrize("name", ["squeezenet", "orientation"])
 def test_small_accelerators(bench, name, spec):
-    check(bench, name, spec, most=CUT)
+    check(bench, name, spec, most=CUT if (name, spec) == ("orientation", "tiny") else 1)
