@@ -119,7 +119,7 @@ def show_presets(rows: list[dict[str, Any]]) -> None:
 
 def show_verification(rows: list[dict[str, Any]]) -> None:
     """Print what gossamer.campaign compared, a line for every spec, and what differed."""
-    numbers = ("programs", "instructions", "cycles", "events", "bytes", "mismatches")
+    numbers = ("programs", "cycles", "events", "bytes", "mismatches")
     _table(
         ("spec", "run", *numbers, "build s", "run s"),
         (
@@ -365,12 +365,18 @@ def _line(text: str) -> None:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Numbers to the right with thousands separated, text to the left."""
+    """Numbers to the right with thousands separated, text to the left and folded where the terminal is narrow."""
     cells = [list(row) for row in rows]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(head):
         number = all(isinstance(row[i], int) for row in cells)
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in cells:
-        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
+        table.add_row(*(Text(_cell(cell)) for cell in row))
     _console().print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()  # as TOML has it
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -17,7 +17,7 @@ MODELS = {
     "resnet50": {"Softmax": 1},
     "squeezenet": {"Softmax": 1},
     "densenet121": {},
-    "inception_v1": {"LRN": 2, "AveragePool": 1, "Softmax": 1},
+    "inception_v1": {"LRN": 2, "AveragePool": 1, "Softmax": 1, "Mul": 1},  # a wide channel, scaled back before an LRN
     "inception_v2": {"AveragePool": 7, "Softmax": 1},
     "shufflenet": {"AveragePool": 3, "Softmax": 1},
 }
