@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--sparsity")
     parser.add_argument("--trials", type=int, default=4, help="inputs to compare on")
     args = parser.parse_args()
-    console = Console()
+    console = Console(width=170, highlight=False)
     unknown = [name for name in args.names if name not in sources.NAMES]
     if unknown:
         parser.error(f"{unknown[0]!r} is not one of {', '.join(sources.NAMES)}")
