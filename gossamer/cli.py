@@ -35,6 +35,26 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, all else on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", envvar="GOSSAMER_DEBUG")]
+Sparsity = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Prune to a pattern, such as 2:8, or LAYER=PATTERN; may be repeated."),
+]
+Sparsifier = Annotated[
+    str, typer.Option(metavar="NAME", help="What chooses the weights to prune: magnitude, wanda or sparsegpt.")
+]
+Allocation = Annotated[
+    str,
+    typer.Option(metavar="RULE", help="Zeros among layers: uniform, erk, lamp, global, or cycles: 'cost 60%'."),
+]
+Permute = Annotated[
+    bool, typer.Option("--permute", help="Reorder channels inside the network to save steps and weights.")
+]
+Calibration = Annotated[
+    Path | None, typer.Option(metavar="NPZ", help="Inputs by name, to prune and to choose scales with.")
+]
+Dims = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="Fix a dimension of the model; may be repeated.")
+]
 
 
 def main() -> None:
@@ -165,26 +185,12 @@ def compile(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Program file to write.", show_default=False)],
-    sparsity: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Prune to a pattern, such as 2:8, or LAYER=PATTERN; may be repeated."),
-    ] = None,
-    sparsifier: Annotated[
-        str, typer.Option(metavar="NAME", help="What chooses the weights to prune: magnitude, wanda or sparsegpt.")
-    ] = "magnitude",
-    allocation: Annotated[
-        str,
-        typer.Option(metavar="RULE", help="Zeros among layers: uniform, erk, lamp, global, or cycles: 'cost 60%'."),
-    ] = "uniform",
-    permute: Annotated[
-        bool, typer.Option("--permute", help="Reorder channels inside the network to save steps and weights.")
-    ] = False,
-    calibration: Annotated[
-        Path | None, typer.Option(metavar="NPZ", help="Inputs by name, to prune and to choose scales with.")
-    ] = None,
-    dim: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Fix a dimension of the model; may be repeated.")
-    ] = None,
+    sparsity: Sparsity = None,
+    sparsifier: Sparsifier = "magnitude",
+    allocation: Allocation = "uniform",
+    permute: Permute = False,
+    calibration: Calibration = None,
+    dim: Dims = None,
     refine: Annotated[
         bool, typer.Option("--refine", help="Choose mappings by simulating the best few of each layer.")
     ] = False,
@@ -276,9 +282,7 @@ def inspect(
     after: Annotated[
         str | None, typer.Option(metavar="PASS", help="Print a model's graph as the compiler has it after a pass.")
     ] = None,
-    dim: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Fix a dimension of the model; may be repeated.")
-    ] = None,
+    dim: Dims = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -313,26 +317,12 @@ def explain(
             metavar="[SPEC]", help="TOML file or preset name.", autocompletion=_complete_spec, show_default=False
         ),
     ] = None,
-    sparsity: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Prune to a pattern, such as 2:8, or LAYER=PATTERN; may be repeated."),
-    ] = None,
-    sparsifier: Annotated[
-        str, typer.Option(metavar="NAME", help="What chooses the weights to prune: magnitude, wanda or sparsegpt.")
-    ] = "magnitude",
-    allocation: Annotated[
-        str,
-        typer.Option(metavar="RULE", help="Zeros among layers: uniform, erk, lamp, global, or cycles: 'cost 60%'."),
-    ] = "uniform",
-    permute: Annotated[
-        bool, typer.Option("--permute", help="Reorder channels inside the network to save steps and weights.")
-    ] = False,
-    calibration: Annotated[
-        Path | None, typer.Option(metavar="NPZ", help="Inputs by name, to prune and to choose scales with.")
-    ] = None,
-    dim: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Fix a dimension of the model; may be repeated.")
-    ] = None,
+    sparsity: Sparsity = None,
+    sparsifier: Sparsifier = "magnitude",
+    allocation: Allocation = "uniform",
+    permute: Permute = False,
+    calibration: Calibration = None,
+    dim: Dims = None,
     trials: Annotated[
         bool, typer.Option("--trials/--no-trials", help="Compile and simulate with one change at a time (a model).")
     ] = True,

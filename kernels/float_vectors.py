@@ -27,7 +27,9 @@ from llvmlite import ir  # type: ignore[import-untyped]  # it has no types of it
 from numba.core import cgutils as _cgutils
 from numba.core import types
 from numba.core.datamodel import models
-from numba.extending import intrinsic, register_model
+from numba.extending import register_model
+
+from gossamer.kernels.vectors import operation_of_any_type
 
 __all__ = [
     "Tile",
@@ -172,11 +174,6 @@ class _Site:
         self.builder.call(function, [value, pointer, ir.Constant(_I32, size), mask])
 
 
-def _operation_of_any_type(function: Callable[..., tuple[Any, Any]]) -> Any:
-    """numba's intrinsic: called without the typing context, which a type checker cannot see."""
-    return intrinsic(function)
-
-
 def _operation(result: Any, lanes: int, arguments: tuple[Any, ...], body: Callable[[_Site], Any]) -> tuple[Any, Any]:
     """What numba wants of an intrinsic: its signature, and the function that generates its code."""
 
@@ -189,7 +186,7 @@ def _operation(result: Any, lanes: int, arguments: tuple[Any, ...], body: Callab
     return result(*given), generate
 
 
-@_operation_of_any_type
+@operation_of_any_type
 def zeros(typingctx: Any, lanes: Any, height: Any, width: Any) -> tuple[Any, Any]:
     """zeros(lanes, height, width): a tile of width * height vectors of 0."""
     result = _accumulators(lanes, height, width)
@@ -204,7 +201,7 @@ def _accumulators(lanes: Any, height: Any, width: Any) -> Tile:
     return Tile(len(width) * len(height), len(lanes))
 
 
-@_operation_of_any_type
+@operation_of_any_type
 def load_lines(
     typingctx: Any, lanes: Any, height: Any, width: Any, sums: Any, lines: Any, first: Any
 ) -> tuple[Any, Any]:
@@ -223,7 +220,7 @@ def load_lines(
     return _operation(result, result.lanes, (lanes, height, width, sums, lines, first), body)
 
 
-@_operation_of_any_type
+@operation_of_any_type
 def store_lines(
     typingctx: Any, acc: Any, height: Any, width: Any, sums: Any, lines: Any, first: Any
 ) -> tuple[Any, Any]:
@@ -250,7 +247,7 @@ def _places(site: _Site, lanes: int, tall: int, wide: int) -> list[Any]:
     return found
 
 
-@_operation_of_any_type
+@operation_of_any_type
 def mac(
     typingctx: Any,
     acc: Any,
@@ -300,7 +297,7 @@ def mac(
     return _operation(acc, acc.lanes, (acc, shared, height, width, x, base, inputs, weights, entry), body)
 
 
-@_operation_of_any_type
+@operation_of_any_type
 def turn(typingctx: Any, lanes: Any, source: Any, first: Any, stride: Any, rows: Any, columns: Any) -> tuple[Any, Any]:
     """turn(lanes, source, first, stride, rows, columns): element [r, c] of the tile = source[first + c * stride + r].
 
@@ -358,7 +355,7 @@ def _transposed(site: _Site, vectors: list[Any]) -> list[Any]:
     return result
 
 
-@_operation_of_any_type
+@operation_of_any_type
 def store_tile(typingctx: Any, tile: Any, out: Any, first: Any, stride: Any) -> tuple[Any, Any]:
     """store_tile(tile, out, first, stride): vector r to out[first + r * stride : ]."""
 
@@ -369,7 +366,7 @@ def store_tile(typingctx: Any, tile: Any, out: Any, first: Any, stride: Any) -> 
     return _operation(types.none, tile.lanes, (tile, out, first, stride), body)
 
 
-@_operation_of_any_type
+@operation_of_any_type
 def add_vector(typingctx: Any, tile: Any, source: Any, first: Any) -> tuple[Any, Any]:
     """add_vector(tile, source, first): source[first : first + lanes] added to every vector."""
 
@@ -380,7 +377,7 @@ def add_vector(typingctx: Any, tile: Any, source: Any, first: Any) -> tuple[Any,
     return _operation(tile, tile.lanes, (tile, source, first), body)
 
 
-@_operation_of_any_type
+@operation_of_any_type
 def add_tile(
     typingctx: Any, tile: Any, source: Any, first: Any, stride: Any, rows: Any, columns: Any
 ) -> tuple[Any, Any]:
@@ -396,7 +393,7 @@ def add_tile(
     return _operation(tile, tile.lanes, (tile, source, first, stride, rows, columns), body)
 
 
-@_operation_of_any_type
+@operation_of_any_type
 def clamp(typingctx: Any, tile: Any, low: Any, high: Any) -> tuple[Any, Any]:
     """clamp(tile, low, high): every element within [low, high]; not a number stays what it is."""
 
@@ -411,7 +408,7 @@ def clamp(typingctx: Any, tile: Any, low: Any, high: Any) -> tuple[Any, Any]:
     return _operation(tile, tile.lanes, (tile, low, high), body)
 
 
-@_operation_of_any_type
+@operation_of_any_type
 def gate(typingctx: Any, tile: Any, kind: Any) -> tuple[Any, Any]:
     """gate(tile, kind): v * sigmoid(t) of every element; t = v for kind () (SiLU), as of _GELU for kind (0,)."""
 
@@ -444,7 +441,7 @@ def _exp(site: _Site, v: Any) -> Any:
     return b.fmul(sum_, b.bitcast(b.shl(b.add(b.fptosi(n, words), bias), shift), site.vector))
 
 
-@_operation_of_any_type
+@operation_of_any_type
 def store_rows(
     typingctx: Any, tile: Any, out: Any, first: Any, stride: Any, rows: Any, columns: Any
 ) -> tuple[Any, Any]:
@@ -458,7 +455,7 @@ def store_rows(
     return _operation(types.none, tile.lanes, (tile, out, first, stride, rows, columns), body)
 
 
-@_operation_of_any_type
+@operation_of_any_type
 def store_codes(
     typingctx: Any,
     tile: Any,
