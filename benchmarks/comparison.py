@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from gossamer.arch.numerics import make_requant
-from gossamer.compiler.export import export_model
-from gossamer.compiler.graph import Graph
+from gossamer.compiler.frontend.export import export_model
+from gossamer.compiler.frontend.graph import Graph
+from gossamer.compiler.frontend.ops import Host
 from gossamer.compiler.layers import Conv, Layer, MatMul, MaxPool, Network, Tensor
-from gossamer.compiler.ops import Host
 from gossamer.kernels import conv2d, max_pool2d, requantise
 
 __all__ = ["Twin", "layer_differences"]

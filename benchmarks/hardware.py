@@ -15,7 +15,7 @@ from typing import Any
 from workloads import layer_network
 
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.backend import build_program
+from gossamer.compiler.backend.build import build_program
 from gossamer.rtl.cost import COMPONENTS
 from gossamer.rtl.synth import synthesise
 from gossamer.rtl.verilog import rtlil

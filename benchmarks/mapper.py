@@ -14,7 +14,7 @@ from rich.table import Table
 from workloads import chain_network, layer_network, read
 
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.backend import build_program
+from gossamer.compiler.backend.build import build_program
 from gossamer.sim.breakdown import LayerParts, Parts, break_down
 from gossamer.sim.simulate import simulate
 

@@ -25,10 +25,10 @@ from rich.table import Table
 
 from gossamer.arch.errors import GossamerError
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.backend import build_program
-from gossamer.compiler.fallback import fitted
+from gossamer.compiler.backend.build import build_program
+from gossamer.compiler.backend.fallback import fitted
+from gossamer.compiler.frontend.lower import lower
 from gossamer.compiler.layers import HostSegment
-from gossamer.compiler.lower import lower
 from gossamer.compiler.passes import Options, import_model, run_passes
 from gossamer.sim.simulate import Simulator
 

@@ -15,9 +15,9 @@ from onnx import helper, numpy_helper
 from rich.console import Console
 
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.backend import build_program
-from gossamer.compiler.export import export_model
-from gossamer.compiler.lower import lower
+from gossamer.compiler.backend.build import build_program
+from gossamer.compiler.frontend.export import export_model
+from gossamer.compiler.frontend.lower import lower
 from gossamer.compiler.passes import Options, import_model, run_passes
 from gossamer.sim.simulate import Simulator
 

@@ -12,7 +12,7 @@ from workloads import layer_network
 
 from gossamer.arch.program import Program
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.backend import build_program
+from gossamer.compiler.backend.build import build_program
 from gossamer.sim.simulate import simulate
 
 console = Console(width=120)

@@ -24,21 +24,21 @@ from rich.console import Console
 from rich.table import Table
 
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.calibrate import samples
-from gossamer.compiler.equalise import equalise
-from gossamer.compiler.export import export_model
-from gossamer.compiler.fuse import fuse
-from gossamer.compiler.graph import Graph
-from gossamer.compiler.layout import array_weight
-from gossamer.compiler.ops import Conv, Linear
+from gossamer.compiler.frontend.calibrate import samples
+from gossamer.compiler.frontend.equalise import equalise
+from gossamer.compiler.frontend.export import export_model
+from gossamer.compiler.frontend.fuse import fuse
+from gossamer.compiler.frontend.graph import Graph
+from gossamer.compiler.frontend.layout import array_weight
+from gossamer.compiler.frontend.ops import Conv, Linear
+from gossamer.compiler.frontend.quantise import quantise
 from gossamer.compiler.passes import import_model, run_passes
-from gossamer.compiler.patterns import channel_rows
-from gossamer.compiler.permute import layer_steps, reorder_steps, useful_steps
-from gossamer.compiler.quantise import quantise
-from gossamer.compiler.sparsifiers.cycles import layer_cycles
-from gossamer.compiler.sparsifiers.inputs import input_moments
-from gossamer.compiler.sparsifiers.interface import SPARSIFIERS
-from gossamer.compiler.sparsify import prune
+from gossamer.compiler.sparsity.patterns import channel_rows
+from gossamer.compiler.sparsity.permute import layer_steps, reorder_steps, useful_steps
+from gossamer.compiler.sparsity.sparsifiers.cycles import layer_cycles
+from gossamer.compiler.sparsity.sparsifiers.inputs import input_moments
+from gossamer.compiler.sparsity.sparsifiers.interface import SPARSIFIERS
+from gossamer.compiler.sparsity.sparsify import prune
 
 LENGTH = 32
 """Tokens of a sentence; the longest to be tried has 17."""

@@ -9,23 +9,23 @@ from dataclasses import dataclass
 
 from gossamer.arch.errors import ModelError
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.calibrate import Calibration
-from gossamer.compiler.cleanup import cleanup
-from gossamer.compiler.equalise import equalise
-from gossamer.compiler.fuse import fuse
-from gossamer.compiler.graph import Graph
-from gossamer.compiler.importer import Model, import_model
+from gossamer.compiler.frontend.calibrate import Calibration
+from gossamer.compiler.frontend.cleanup import cleanup
+from gossamer.compiler.frontend.equalise import equalise
+from gossamer.compiler.frontend.fuse import fuse
+from gossamer.compiler.frontend.graph import Graph
+from gossamer.compiler.frontend.importer import Model, import_model
+from gossamer.compiler.frontend.legalise import legalise
+from gossamer.compiler.frontend.lower import lower
+from gossamer.compiler.frontend.partition import partition
+from gossamer.compiler.frontend.products import recognise_products
+from gossamer.compiler.frontend.quantise import quantise
+from gossamer.compiler.frontend.recognise import recognise
+from gossamer.compiler.frontend.shapes import fold_constants, infer_shapes
 from gossamer.compiler.layers import Network
-from gossamer.compiler.legalise import legalise
-from gossamer.compiler.lower import lower
-from gossamer.compiler.partition import partition
-from gossamer.compiler.permute import permute
-from gossamer.compiler.products import recognise_products
-from gossamer.compiler.quantise import quantise
-from gossamer.compiler.recognise import recognise
-from gossamer.compiler.shapes import fold_constants, infer_shapes
-from gossamer.compiler.sparsifiers.interface import Sparsifier
-from gossamer.compiler.sparsify import Sparsity, sparsify
+from gossamer.compiler.sparsity.permute import permute
+from gossamer.compiler.sparsity.sparsifiers.interface import Sparsifier
+from gossamer.compiler.sparsity.sparsify import Sparsity, sparsify
 
 __all__ = ["PASSES", "Options", "build_network", "import_model", "run_passes"]
 

@@ -41,7 +41,8 @@ def compile(
     spec : an ArchSpec, a TOML file or the name of a preset.
     sparsity : a pattern such as "2:8", "block 16x16 70%" or "unstructured 90%" for all layers, or {glob: pattern};
                None keeps the weights, and finds the patterns they have.
-    sparsifier : magnitude, wanda or sparsegpt (these need calibration), or a compiler.sparsifiers.interface.Sparsifier.
+    sparsifier : magnitude, wanda or sparsegpt (these need calibration), or a Sparsifier of
+               compiler.sparsity.sparsifiers.interface.
     allocation : how the zeros are distributed among layers: uniform, erk, lamp, global, or by cycles under a budget:
                  "cost 60%", with patterns to choose from in sparsity ("dense | 4:8 | 2:8").
     sequential : prune a layer with the inputs that it has after the layers before it were pruned.
@@ -56,8 +57,8 @@ def compile(
     Warns of every layer that cannot hold the pattern asked for and is left as it is. What the spec cannot run becomes
     a host stage, with the reason. Raises SpecError or ModelError.
     """
-    from gossamer.compiler.backend import build_program
-    from gossamer.compiler.fallback import fitted
+    from gossamer.compiler.backend.build import build_program
+    from gossamer.compiler.backend.fallback import fitted
     from gossamer.compiler.layers import Network
     from gossamer.compiler.passes import build_network
 

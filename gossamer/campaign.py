@@ -154,7 +154,7 @@ def layer_cases(network: Network, wanted: Sequence[str], spec: ArchSpec, seed: i
 
     Raises ModelError when a name fits no layer, and CapacityError when a layer does not fit the spec.
     """
-    from gossamer.compiler.backend import build_program
+    from gossamer.compiler.backend.build import build_program
     from gossamer.compiler.layers import Network
 
     for pattern in wanted:

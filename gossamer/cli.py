@@ -350,8 +350,8 @@ def explain(
         else:
             if spec is None:
                 raise typer.BadParameter("a model needs SPEC")
-            from gossamer.compiler.backend import build_program
-            from gossamer.compiler.fallback import fitted
+            from gossamer.compiler.backend.build import build_program
+            from gossamer.compiler.backend.fallback import fitted
             from gossamer.compiler.passes import build_network
 
             arch = ArchSpec.load(spec)

@@ -85,8 +85,8 @@ def try_changes(
 
 
 def _measure(text: str, network: "Network", changed: ArchSpec, spec: ArchSpec, cycles: int) -> Trial:
-    from gossamer.compiler.backend import build_program
-    from gossamer.compiler.fallback import fitted
+    from gossamer.compiler.backend.build import build_program
+    from gossamer.compiler.backend.fallback import fitted
     from gossamer.sim.simulate import simulate
 
     taken, reason = None, ""
@@ -109,7 +109,7 @@ def _pruned(network: "Network", pattern: str) -> "Network | None":
     import numpy as np
 
     from gossamer.compiler.layers import Conv
-    from gossamer.compiler.patterns import parse_pattern
+    from gossamer.compiler.sparsity.patterns import parse_pattern
 
     wish = parse_pattern(pattern)
     stages, removed = [], 0

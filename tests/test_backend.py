@@ -15,7 +15,7 @@ from gossamer.arch.errors import CapacityError, GossamerError
 from gossamer.arch.isa import Op, column
 from gossamer.arch.program import Program
 from gossamer.arch.spec import ArchSpec, preset_names
-from gossamer.compiler.backend import build_program
+from gossamer.compiler.backend.build import build_program
 from gossamer.compiler.layers import Network, Tensor
 from gossamer.sim.simulate import simulate
 

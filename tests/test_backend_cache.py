@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler import backend
-from gossamer.compiler.cache import Cache
+from gossamer.compiler.backend import build as backend
+from gossamer.compiler.backend.cache import Cache
 from tests.support.networks import random_network
 
 SPEC = ArchSpec.load("tiny")

@@ -15,7 +15,7 @@ from gossamer.arch.errors import CapacityError, ModelError
 from gossamer.arch.program import Program
 from gossamer.arch.run import Run
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.backend import build_program
+from gossamer.compiler.backend.build import build_program
 from gossamer.compiler.layers import MatMul, Network
 from gossamer.sim.simulate import simulate
 

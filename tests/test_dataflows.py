@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.backend import build_program, place_tensors
-from gossamer.compiler.mapping import candidates, search
-from gossamer.compiler.problem import make_problem
-from gossamer.compiler.refine import DATAFLOWS, layer_program, refine
-from gossamer.compiler.streams import pack_unit
+from gossamer.compiler.backend.build import build_program, place_tensors
+from gossamer.compiler.backend.mapping import candidates, search
+from gossamer.compiler.backend.problem import make_problem
+from gossamer.compiler.backend.refine import DATAFLOWS, layer_program, refine
+from gossamer.compiler.backend.streams import pack_unit
 from gossamer.sim.simulate import simulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))

@@ -16,7 +16,7 @@ from gossamer import cli
 from gossamer.arch.errors import CapacityError, GossamerError
 from gossamer.arch.program import Program
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.backend import build_program
+from gossamer.compiler.backend.build import build_program
 from gossamer.compiler.layers import Network
 from gossamer.explain import MEANING, explain
 from gossamer.sim.breakdown import LayerParts, break_down

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gossamer.compiler.ops import Host
+from gossamer.compiler.frontend.ops import Host
 from tests.support.frontend import Builder, check_same_function, compile_both, run_onnx
 
 CHANNELS, TOKENS = 48, 20

@@ -8,8 +8,8 @@ import pytest
 from gossamer.arch.errors import CapacityError
 from gossamer.arch.program import HostStage
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler import fallback
-from gossamer.compiler.fallback import fitted, layer_on_host
+from gossamer.compiler.backend import fallback
+from gossamer.compiler.backend.fallback import fitted, layer_on_host
 from gossamer.compiler.layers import Conv, HostSegment, MaxPool
 from gossamer.compiler.passes import build_network
 from tests.support.frontend import Builder, check_structure, run_network

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from gossamer.arch.errors import ModelError
-from gossamer.compiler.ops import Host
+from gossamer.compiler.frontend.ops import Host
 from gossamer.compiler.passes import PASSES, Options, build_network, import_model, run_passes, stages
 from tests.support.frontend import Builder, graph_until
 

@@ -66,7 +66,7 @@ def test_exported_scales_are_scalars():
     """A per-tensor scale of shape [1] is a per-channel one to onnxruntime, and some of its kernels refuse that."""
     from onnx import numpy_helper
 
-    from gossamer.compiler.export import export_model
+    from gossamer.compiler.frontend.export import export_model
     from gossamer.compiler.passes import import_model, run_passes
 
     with pytest.warns(UserWarning, match="calibrat"):

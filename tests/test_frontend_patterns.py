@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossamer.arch.errors import ModelError
-from gossamer.compiler.classify import classify
-from gossamer.compiler.patterns import (
+from gossamer.compiler.sparsity.classify import classify
+from gossamer.compiler.sparsity.patterns import (
     NM,
     VNM,
     Block,
@@ -28,7 +28,7 @@ from gossamer.compiler.patterns import (
     Transposable,
     Unstructured,
 )
-from gossamer.compiler.sparsify import sparsify
+from gossamer.compiler.sparsity.sparsify import sparsify
 from tests.support.frontend import Builder, graph_until
 
 

@@ -5,10 +5,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from gossamer.compiler.export import export_model
-from gossamer.compiler.importer import import_model
+from gossamer.compiler.frontend.export import export_model
+from gossamer.compiler.frontend.importer import import_model
+from gossamer.compiler.frontend.lower import lower
 from gossamer.compiler.layers import Conv, HostSegment
-from gossamer.compiler.lower import lower
 from gossamer.compiler.passes import Options, build_network, run_passes
 from tests.support.frontend import Builder, compile_both, run_network, run_onnx
 

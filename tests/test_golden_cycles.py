@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gossamer.arch.spec import ArchSpec, preset_names
-from gossamer.compiler.backend import build_program
+from gossamer.compiler.backend.build import build_program
 from gossamer.compiler.passes import build_network
 from gossamer.sim.simulate import simulate
 

@@ -36,6 +36,15 @@ HEAVY = {"amaranth", "matplotlib", "networkx", "numba", "onnx", "onnxruntime", "
 UNSAFE_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 UNSAFE_CALLS = {"__import__", "eval", "exec"}
 
+COMPILER = {
+    "layers": set(),
+    "frontend": {"layers"},
+    "backend": {"layers"},
+    "sparsity": {"layers", "frontend", "backend"},
+    "passes": {"layers", "frontend", "sparsity"},
+}
+"""Which parts of the compiler its parts may import."""
+
 SOURCES = [path for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 TOP_LEVEL = sorted((ROOT / "gossamer").glob("*.py"))
 
@@ -115,6 +124,14 @@ def test_rooms_are_not_top_level_modules() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_direction_of_imports(path: Path) -> None:
     assert wrong_imports(path.relative_to(ROOT).parts[0], path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.is_relative_to(ROOT / "compiler")], ids=name_of)
+def test_direction_inside_the_compiler(path: Path) -> None:
+    """Front end and back end share the Network of layers.py and nothing else."""
+    part = path.relative_to(ROOT / "compiler").parts[0].removesuffix(".py")
+    found = {name.split(".")[2] for _, name in imported(ast.parse(path.read_text())) if ".compiler." in name}
+    assert found <= COMPILER.get(part, set()) | {part}
 
 
 @pytest.mark.parametrize(

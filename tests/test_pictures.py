@@ -13,7 +13,7 @@ from gossamer.arch.isa import SEMAPHORES, Instruction, Op, Unit, to_matrix
 from gossamer.arch.program import AcceleratorStage, Program
 from gossamer.arch.run import Run
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.backend import build_program
+from gossamer.compiler.backend.build import build_program
 from gossamer.compiler.layers import Network
 from gossamer.sim.layers import stalls
 from gossamer.sim.simulate import simulate

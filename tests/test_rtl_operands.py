@@ -7,7 +7,7 @@ from amaranth.sim import Simulator
 from gossamer.arch import isa
 from gossamer.arch.isa import Encoding, ErrorCode, Instruction, LoadKind, Op
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.backend import build_program
+from gossamer.compiler.backend.build import build_program
 from gossamer.rtl.decode import Decoder
 from gossamer.rtl.model import Model
 from gossamer.rtl.verilog import rtlil

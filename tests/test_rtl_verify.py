@@ -17,7 +17,7 @@ from gossamer.arch.errors import ModelError
 from gossamer.arch.isa import ErrorCode
 from gossamer.arch.program import HostStage
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.export import export_model
+from gossamer.compiler.frontend.export import export_model
 from gossamer.compiler.passes import Options, import_model, run_passes
 from gossamer.rtl import build
 from gossamer.rtl.model import HardwareError, Model

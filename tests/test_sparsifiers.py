@@ -15,18 +15,18 @@ from gossamer.arch.errors import ModelError
 from gossamer.arch.program import Program
 from gossamer.arch.spec import ArchSpec
 from gossamer.cli import app
-from gossamer.compiler.export import export_model
-from gossamer.compiler.ops import Conv, Linear
-from gossamer.compiler.patterns import FanIn, Pattern
-from gossamer.compiler.sparsifiers.allocation import allocate, lamp_scores
-from gossamer.compiler.sparsifiers.budget import Choice, choose
-from gossamer.compiler.sparsifiers.cycles import layer_cycles
-from gossamer.compiler.sparsifiers.inputs import input_moments
-from gossamer.compiler.sparsifiers.interface import sparsifier
-from gossamer.compiler.sparsifiers.moments import Moments, reconstruction_error
-from gossamer.compiler.sparsifiers.schedule import Cubic
-from gossamer.compiler.sparsifiers.sparsegpt import SparseGPT, inverse_factor
-from gossamer.compiler.sparsify import prune, sparsify
+from gossamer.compiler.frontend.export import export_model
+from gossamer.compiler.frontend.ops import Conv, Linear
+from gossamer.compiler.sparsity.patterns import FanIn, Pattern
+from gossamer.compiler.sparsity.sparsifiers.allocation import allocate, lamp_scores
+from gossamer.compiler.sparsity.sparsifiers.budget import Choice, choose
+from gossamer.compiler.sparsity.sparsifiers.cycles import layer_cycles
+from gossamer.compiler.sparsity.sparsifiers.inputs import input_moments
+from gossamer.compiler.sparsity.sparsifiers.interface import sparsifier
+from gossamer.compiler.sparsity.sparsifiers.moments import Moments, reconstruction_error
+from gossamer.compiler.sparsity.sparsifiers.schedule import Cubic
+from gossamer.compiler.sparsity.sparsifiers.sparsegpt import SparseGPT, inverse_factor
+from gossamer.compiler.sparsity.sparsify import prune, sparsify
 
 
 def correlated(rng, inputs, count=400):
@@ -332,7 +332,7 @@ def test_by_cost_meets_the_budget_and_beats_the_uniform_choice():
     layers = [op for op in graph.order() if isinstance(op, Conv | Linear)]
 
     def cycles(g):
-        from gossamer.compiler.layout import array_weight
+        from gossamer.compiler.frontend.layout import array_weight
 
         return sum(layer_cycles(graph, op, array_weight(graph, op, g.op(op.name).weight), spec) for op in layers)
 

@@ -10,20 +10,20 @@ from support.frontend import Builder, check_structure, graph_until, run_network,
 
 from gossamer.arch.packing import pack
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.channels import find_channels, is_depthwise, reindex
-from gossamer.compiler.export import export_model
-from gossamer.compiler.factor import low_rank, monarch
-from gossamer.compiler.fuse import fuse
-from gossamer.compiler.layout import array_weight, model_weight
-from gossamer.compiler.lower import lower
-from gossamer.compiler.ops import Conv, Linear
+from gossamer.compiler.frontend.export import export_model
+from gossamer.compiler.frontend.fuse import fuse
+from gossamer.compiler.frontend.layout import array_weight, model_weight
+from gossamer.compiler.frontend.lower import lower
+from gossamer.compiler.frontend.ops import Conv, Linear
+from gossamer.compiler.frontend.quantise import quantise
 from gossamer.compiler.passes import Options, import_model, run_passes
-from gossamer.compiler.patterns import NM, channel_rows
-from gossamer.compiler.permute import layer_steps, permute_for_nm, reorder_steps, useful_steps
-from gossamer.compiler.quantise import quantise
-from gossamer.compiler.reorder import Grid, keep_order, step_order, steps_of
-from gossamer.compiler.shrink import drop_dead_channels, remove_channels
-from gossamer.compiler.sparsify import prune
+from gossamer.compiler.sparsity.channels import find_channels, is_depthwise, reindex
+from gossamer.compiler.sparsity.factor import low_rank, monarch
+from gossamer.compiler.sparsity.patterns import NM, channel_rows
+from gossamer.compiler.sparsity.permute import layer_steps, permute_for_nm, reorder_steps, useful_steps
+from gossamer.compiler.sparsity.reorder import Grid, keep_order, step_order, steps_of
+from gossamer.compiler.sparsity.shrink import drop_dead_channels, remove_channels
+from gossamer.compiler.sparsity.sparsify import prune
 
 FEED = {"x": np.random.default_rng(3).standard_normal((1, 3, 12, 12)).astype(np.float32)}
 

@@ -6,10 +6,10 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from gossamer.arch.numerics import code_range, make_requant, requantise
-from gossamer.compiler.export import export_model
-from gossamer.compiler.importer import import_model
+from gossamer.compiler.frontend.export import export_model
+from gossamer.compiler.frontend.importer import import_model
+from gossamer.compiler.frontend.lower import lower
 from gossamer.compiler.layers import Conv, HostSegment, MatMul, MaxPool, Network, Tensor
-from gossamer.compiler.lower import lower
 from gossamer.compiler.passes import Options, run_passes
 
 

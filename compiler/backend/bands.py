@@ -1,0 +1,165 @@
+"""Maps that no lane grid divides well: two bands with a grid each.
+
+A 14 x 14 map on 16 lanes takes 14 positions a lane under every grid, though 196 / 16 is little more than 12. Its upper
+8 rows on 8 x 2 lanes take 7, its lower 6 rows on 2 x 8 lanes 6. If both bands' inputs are on chip at once, both use a
+column tile's weights before the next one comes, and nothing but the rows between them is loaded twice; else they are
+macro tiles like others.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+
+from gossamer.compiler.backend.problem import Problem
+from gossamer.compiler.backend.streams import UnitStreams, unit_records
+from gossamer.compiler.backend.tiling import Band, Mapping, burst_cost, compute_cycles, overlapped, sub_tile
+
+__all__ = ["split"]
+
+
+def split(problem: Problem, streams: tuple[UnitStreams, ...], whole: Mapping) -> Mapping | None:
+    """The mapping with two bands that saves most positions a lane, or None if none saves any and fits.
+
+    whole : the best mapping with one band. A sliding window (hop < group) packs its steps for one bank: no bands.
+    """
+    spec = problem.spec
+    if spec.hop < spec.group or problem.images > 1 or whole.chunks > 1 or problem.tile_step > 1:
+        return None
+    if len(streams) > 1 and len({unit_records(s) for s in streams}) == 1:
+        return None  # units that share their weights keep them on chip instead
+    fewest = _lane_positions(whole.bands[0])
+    single = max(int(s.steps.max()) for s in streams) <= whole.steps_at_once
+    best: Mapping | None = None
+    for bands in _halves(problem):
+        positions = sum(b.tile[0] * b.tile[1] for b in bands)
+        if positions >= fewest:
+            continue
+        if single and _fits(problem, streams, bands):
+            found: Mapping | None = replace(whole, bands=bands, order="tiles", resident=False)
+        else:
+            found = _in_macros(problem, streams, whole, bands)
+        if found is None:
+            continue
+        cycles = _cycles(problem, streams, found, whole)
+        if bands[1].x:  # a band of whole rows can be loaded when its rows are there, one beside it only with the last
+            cycles *= 1.01
+        if cycles < (best or whole).cost.cycles:
+            best = replace(found, cost=replace(whole.cost, cycles=cycles))
+    return best
+
+
+def _cycles(problem: Problem, streams: tuple[UnitStreams, ...], found: Mapping, whole: Mapping) -> float:
+    """Cost of bands by the measures that mapping.py has for one."""
+    spec = problem.spec
+    weights = sum(t.beats(spec) for s in streams for t in s.tiles)
+    inputs = sum(_input_beats(problem, streams, b) for b in found.bands)
+    times = 1 if found.order == "tiles" or found.resident else sum(b.macros for b in found.bands)
+    positions = np.array([float(sum(_lane_positions(b) for b in found.bands))])
+    items = np.array([sum(b.macros * _sub_tiles(b, spec.depth) for b in found.bands)])
+    steps = np.concatenate([s.steps for s in streams])
+    compute = compute_cycles(spec, steps, positions, items)
+    read = np.array([(weights * times + inputs) * float(spec.beat_interval)])
+    streamed = overlapped(compute, read, np.array([whole.cost.write]))
+    return float(streamed[0]) + whole.cost.start + whole.cost.finish + 2.0 * float(items[0]) * steps.size
+
+
+def _input_beats(problem: Problem, streams: tuple[UnitStreams, ...], band: Band) -> float:
+    """Beats of a band's inputs, short bursts counted for what they take."""
+    spec = problem.spec
+    row = problem.row_bytes(band.lane_columns * band.tile[1]) // spec.axi_bytes
+    rows = problem.extent(band.lane_rows * band.tile[0], 0)
+    blocks = sum(len(s.input_blocks) for s in streams)
+    return float(row * rows * blocks * band.macros * burst_cost(spec, row, write=False))
+
+
+def _sub_tiles(band: Band, depth: int) -> int:
+    rows, pixels = sub_tile(band.tile, depth)
+    return -(-band.tile[0] // rows) * -(-band.tile[1] // pixels)
+
+
+def _in_macros(
+    problem: Problem, streams: tuple[UnitStreams, ...], whole: Mapping, bands: tuple[Band, ...]
+) -> Mapping | None:
+    """Bands cut into macro tiles of which two are on chip at once, in the order of the map."""
+    cut = tuple(_cut(problem, streams, band) for band in bands)
+    if any(band is None for band in cut):
+        return None
+    steps = max(int(s.steps.sum()) for s in streams)
+    resident = steps <= problem.spec.weight_steps
+    return replace(whole, bands=tuple(b for b in cut if b), order="map", resident=resident)
+
+
+def _cut(problem: Problem, streams: tuple[UnitStreams, ...], band: Band) -> Band | None:
+    """The band with the largest tile that fits twice and leaves no more lanes idle."""
+    spec, positions = problem.spec, band.tile[0] * band.tile[1]
+    sizes = (
+        (ty * tx, replace(band, tile=(ty, tx)))
+        for ty in range(1, band.tile[0] + 1)
+        for tx in range(1, band.tile[1] + 1)
+    )
+    fitting = [
+        (area, b)
+        for area, b in sizes
+        if _lane_positions(b) == positions
+        and 2 * _bank_bytes(problem, streams, b) <= spec.activation_bytes
+        and 2 * area * spec.block <= spec.output_bytes
+        and _legal(problem, b)
+    ]
+    return max(fitting, key=lambda f: (f[0], f[1].tile[1]))[1] if fitting else None
+
+
+def _lane_positions(band: Band) -> int:
+    """Positions that the busiest lane computes of a band in all its macro tiles."""
+    return _along(band.rows, band.lane_rows, band.tile[0]) * _along(band.pixels, band.lane_columns, band.tile[1])
+
+
+def _along(size: int, lanes: int, tile: int) -> int:
+    full, rest = divmod(size, lanes * tile)
+    return full * tile + -(-rest // lanes)
+
+
+def _halves(problem: Problem) -> Iterator[tuple[Band, Band]]:
+    """Two bands, one above or beside the other, each with its best lane grid."""
+    rows, pixels = problem.out
+    lanes = problem.spec.lanes
+    for y in range(1, rows):
+        yield _band(0, 0, y, pixels, lanes), _band(y, 0, rows - y, pixels, lanes)
+    for x in range(1, pixels):
+        yield _band(0, 0, rows, x, lanes), _band(0, x, rows, pixels - x, lanes)
+
+
+@lru_cache(maxsize=4096)
+def _band(y: int, x: int, rows: int, pixels: int, lanes: int) -> Band:
+    """A band as one macro tile, under the grid that leaves fewest lanes idle; of equals, the widest tile."""
+    found = []
+    for grid in range(lanes.bit_length()):
+        lane_rows = max(1, min(lanes >> grid, rows))
+        tile = (-(-rows // lane_rows), -(-pixels // (1 << grid)))
+        found.append((tile[0] * tile[1], -tile[1], grid, lane_rows, tile))
+    _, _, grid, lane_rows, tile = min(found)
+    lane_rows = -(-rows // tile[0])
+    return Band(y=y, x=x, rows=rows, pixels=pixels, grid=grid, lane_rows=lane_rows, tile=tile)
+
+
+def _fits(problem: Problem, streams: tuple[UnitStreams, ...], bands: tuple[Band, ...]) -> bool:
+    """All bands' inputs on chip at once, and two sets of outputs."""
+    spec = problem.spec
+    part = spec.output_bytes // spec.output_partitions if problem.residual else spec.axi_bytes
+    held = sum(-(-b.tile[0] * b.tile[1] * spec.block // part) * part for b in bands)
+    bank = sum(_bank_bytes(problem, streams, b) for b in bands)
+    whole = all(sub_tile(b.tile, spec.depth) == b.tile and _legal(problem, b) for b in bands)
+    twice = 2 if len(streams) > 1 else 1  # the next unit's inputs come while this one computes
+    return whole and twice * bank <= spec.activation_bytes and 2 * held <= spec.output_bytes
+
+
+def _bank_bytes(problem: Problem, streams: tuple[UnitStreams, ...], band: Band) -> int:
+    blocks = max(len(s.input_blocks) for s in streams)
+    return blocks * problem.extent(band.tile[0], 0) * problem.row_bytes(band.tile[1])
+
+
+def _legal(problem: Problem, band: Band) -> bool:
+    """Every field of a LOAD within its bits."""
+    row = problem.row_bytes(band.tile[1]) // problem.spec.axi_bytes
+    return row < 1 << 12 and problem.extent(band.tile[0], 0) < 1 << 10

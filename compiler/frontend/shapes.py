@@ -1,0 +1,165 @@
+"""Shapes and constants: what can be known of a model before it runs.
+
+Both passes work on untyped graphs, straight after import. They need each other: shapes are often computed by chains
+of Shape, Gather and Concat whose values are constants once the input's shape is known.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from gossamer.arch.errors import ModelError
+from gossamer.compiler.frontend.graph import Graph
+from gossamer.compiler.frontend.importer import SMALL, dtype_name
+from gossamer.compiler.frontend.ops import Array, Host, TensorInfo
+
+__all__ = ["evaluate", "fold_constants", "infer_shapes", "node_of"]
+
+FOLD_LIMIT = 1 << 28
+"""No constant larger than this many elements is made."""
+
+_NEVER_FOLDED = {
+    "QuantizeLinear",
+    "DequantizeLinear",  # its codes and scales are wanted as they are
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+    "Dropout",
+}
+
+
+def infer_shapes(graph: Graph) -> Graph:
+    """Give every tensor its shape and dtype, as far as they do not depend on data."""
+    before, now = (-1, -1), (0, 0)
+    while now != before:
+        graph = fold_constants(_inferred(graph))
+        before, now = now, (len(graph), _unknown(graph))
+        if not now[1]:
+            break
+    return graph
+
+
+def _unknown(graph: Graph) -> int:
+    """Tensors of unknown shape."""
+    return sum(graph.info(t).shape is None for op in graph for t in op.outputs if t)
+
+
+def _inferred(graph: Graph) -> Graph:
+    """One run of ONNX's own inference, large constants standing in as inputs."""
+    inputs = [_value_info(graph.info(name)) for name in graph.inputs]
+    small = []
+    for name, value in graph.constants.items():
+        if value.size <= SMALL:
+            small.append(numpy_helper.from_array(value, name))
+        else:
+            inputs.append(_value_info(graph.info(name)))
+    nodes = [node_of(op) for op in graph if isinstance(op, Host)]
+    outputs = [onnx.ValueInfoProto(name=name) for name in graph.outputs]
+    body = helper.make_graph(nodes, graph.name, inputs, outputs, small)
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid(d, v) for d, v in graph.opset.items()])
+    try:
+        found = onnx.shape_inference.infer_shapes(model, strict_mode=False, data_prop=True).graph
+    except onnx.shape_inference.InferenceError as error:
+        raise ModelError(f"shapes of {graph.name!r} contradict each other: {error}") from None
+    graph = graph.copy()
+    for value in (*found.value_info, *found.output):
+        if value.type.HasField("tensor_type") and value.name not in graph.inputs:
+            graph.tensors[value.name] = _info(value)
+    return graph
+
+
+def node_of(op: Host) -> onnx.NodeProto:
+    """The ONNX node of a Host operation, with the operation's present inputs and outputs."""
+    if tuple(op.node.input) == op.inputs and tuple(op.node.output) == op.outputs:
+        return op.node
+    node = onnx.NodeProto()
+    node.CopyFrom(op.node)
+    del node.input[:], node.output[:]
+    node.input.extend(op.inputs)
+    node.output.extend(op.outputs)
+    return node
+
+
+def _value_info(info: TensorInfo) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(info.name, helper.np_dtype_to_tensor_dtype(np.dtype(info.dtype)), info.shape)
+
+
+def _info(value: onnx.ValueInfoProto) -> TensorInfo:
+    kind = value.type.tensor_type
+    dtype = dtype_name(kind.elem_type) if kind.elem_type else "unknown"
+    shape = None
+    if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
+        shape = tuple(d.dim_value for d in kind.shape.dim)
+    return TensorInfo(name=value.name, shape=shape, dtype=dtype)
+
+
+def fold_constants(graph: Graph) -> Graph:
+    """Compute every operation whose inputs are all constants (or only the shape of a known tensor)."""
+    graph = graph.copy()
+    for op in graph.order():
+        if not isinstance(op, Host) or op.captured or set(op.outputs) & set(graph.outputs):
+            continue
+        values = _evaluate(graph, op)
+        if values is None:
+            continue
+        graph.remove(op.name)
+        for name, value in values.items():
+            graph.constants[name] = value
+            graph.tensors[name] = TensorInfo(name=name, shape=value.shape, dtype=str(value.dtype))
+    graph.prune()
+    return graph
+
+
+def _evaluate(graph: Graph, op: Host) -> dict[str, Array] | None:
+    """The values of an operation's outputs, or None when they are not constant."""
+    kind = op.node.op_type
+    if op.node.domain not in ("", "ai.onnx") or kind in _NEVER_FOLDED:
+        return None
+    if kind == "Shape":
+        shape = graph.info(op.inputs[0]).shape
+        attributes = {a.name: helper.get_attribute_value(a) for a in op.node.attribute}
+        if shape is None:
+            return None
+        return {op.output: np.array(shape[attributes.get("start", 0) : attributes.get("end", len(shape))], np.int64)}
+    if not all(name in graph.constants for name in op.reads):
+        return None
+    if kind == "ConstantOfShape":
+        return _constant_of_shape(graph, op)
+    sizes = [graph.info(o).shape for o in op.outputs if o]
+    if any(shape is not None and np.prod(shape, dtype=np.float64) > FOLD_LIMIT for shape in sizes):
+        return None
+    return evaluate(op, {name: graph.constants[name] for name in op.reads}, graph.opset)
+
+
+def _constant_of_shape(graph: Graph, op: Host) -> dict[str, Array] | None:
+    shape = tuple(int(n) for n in graph.constants[op.inputs[0]])
+    if np.prod(shape, dtype=np.float64) > FOLD_LIMIT:
+        return None
+    fill = next((numpy_helper.to_array(a.t) for a in op.node.attribute if a.name == "value"), np.zeros(1, np.float32))
+    return {op.output: np.full(shape, fill.reshape(-1)[0], dtype=fill.dtype)}
+
+
+def evaluate(op: Host, feeds: dict[str, Array], opset: dict[str, int]) -> dict[str, Array] | None:
+    """ONNX's reference evaluator on one node; None for what it does not implement."""
+    from onnx.reference import ReferenceEvaluator
+
+    names = [o for o in op.outputs if o]
+    body = helper.make_graph(
+        [node_of(op)],
+        "constant",
+        [onnx.ValueInfoProto(name=n) for n in feeds],
+        [onnx.ValueInfoProto(name=n) for n in names],
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid(d, v) for d, v in opset.items()])
+    try:
+        results: Any = ReferenceEvaluator(model).run(names, feeds)
+    except Exception:  # whatever it was, the operation simply stays in the graph
+        return None
+    if not all(isinstance(r, np.ndarray | np.generic) for r in results):
+        return None
+    return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
