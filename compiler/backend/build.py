@@ -20,6 +20,7 @@ from gossamer.compiler.backend.cache import Cache, problem_key
 from gossamer.compiler.backend.constants import ConstantPool
 from gossamer.compiler.backend.emit import Emitter
 from gossamer.compiler.backend.heads import check_padding, place_heads, spread
+from gossamer.compiler.backend.items import Item
 from gossamer.compiler.backend.mapping import bound, search
 from gossamer.compiler.backend.matmul import MatMulProblem, kept_share, make_matmul, padded_tokens
 from gossamer.compiler.backend.matmul_items import matmul_items
@@ -27,7 +28,7 @@ from gossamer.compiler.backend.matmul_mapping import MatMulMapping, matmul_bound
 from gossamer.compiler.backend.narrow import narrow_blocks
 from gossamer.compiler.backend.problem import Problem, make_problem
 from gossamer.compiler.backend.refine import Measure, refine
-from gossamer.compiler.backend.schedule import Item, layer_items
+from gossamer.compiler.backend.schedule import layer_items
 from gossamer.compiler.backend.streams import UnitStreams, pack_unit
 from gossamer.compiler.backend.tiling import Mapping
 from gossamer.compiler.layers import Conv, HostSegment, Layer, MatMul, MaxPool, Network

@@ -9,8 +9,8 @@ from gossamer.arch import isa
 from gossamer.arch.errors import CapacityError
 from gossamer.arch.isa import LoadKind, Op
 from gossamer.arch.spec import ArchSpec
+from gossamer.compiler.backend.items import Item
 from gossamer.compiler.backend.rings import Chunk, Load, Ring
-from gossamer.compiler.backend.schedule import Item
 from gossamer.compiler.backend.tiling import burst_cost
 
 __all__ = ["Emitter"]

@@ -13,10 +13,10 @@ from gossamer.arch.numerics import make_requant
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.stream import encode_offsets
 from gossamer.compiler.backend.constants import ConstantPool
+from gossamer.compiler.backend.items import Item
 from gossamer.compiler.backend.matmul import MatMulProblem, Tile
 from gossamer.compiler.backend.matmul_mapping import Macro, MatMulMapping
 from gossamer.compiler.backend.rings import Chunk, Load, Region
-from gossamer.compiler.backend.schedule import Item
 from gossamer.compiler.backend.tiling import sub_tile
 
 __all__ = ["matmul_items"]

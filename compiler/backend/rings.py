@@ -31,6 +31,7 @@ class Chunk:
     loads : the LOADs that fill it.  issued : how many of them have been emitted, in order.
     per_unit : ring units of one unit of a LOAD's destination.
     whole : a reservation this chunk is a part of, at `within`; the reservation is placed with its first part.
+    high : it stands as far up as there is room, apart from what comes and goes below.
     """
 
     ring: str
@@ -45,6 +46,7 @@ class Chunk:
     """About when its LOADs will have ended, in cycles."""
     whole: Optional["Chunk"] = None
     within: int = 0
+    high: bool = False
 
     @property
     def placed(self) -> bool:
@@ -79,7 +81,7 @@ class Ring:
             return True
         self._live.sort(key=lambda c: c.base)
         bases = [c.base for c in self._live]
-        for start in self._candidates(chunk.align):
+        for start in self._high(chunk) if chunk.high else self._candidates(chunk.align):
             end = start + chunk.size
             k = bisect_right(bases, start)  # chunks do not overlap: only both neighbours can be in the way
             free = (k == 0 or self._live[k - 1].base + self._live[k - 1].size <= start) and end <= (
@@ -87,7 +89,7 @@ class Ring:
             )
             if free:
                 chunk.base = start
-                self._cursor = end
+                self._cursor = self._cursor if chunk.high else end
                 self._live.append(chunk)
                 return True
         return False
@@ -97,6 +99,11 @@ class Ring:
         ends = [0, self._cursor, *(c.base + c.size for c in self._live)]
         starts = sorted({-(-e // align) * align for e in ends})
         return [s for s in starts if s >= self._cursor] + [s for s in starts if s < self._cursor]
+
+    def _high(self, chunk: Chunk) -> list[int]:
+        """Places from the end down: below the end of the buffer, then below every live chunk."""
+        ends = [self.capacity, *(c.base for c in reversed(self._live))]
+        return [start for start in ((e - chunk.size) // chunk.align * chunk.align for e in ends) if start >= 0]
 
     def release(self, done: int) -> None:
         """Forget the chunks that no item after `done` needs."""
