@@ -23,6 +23,11 @@ class Cost:
     start: float
     finish: float
 
+    @property
+    def flowing(self) -> float:
+        """Without start and finish, which overlap with the layers around it."""
+        return self.cycles - self.start - self.finish
+
 
 @dataclass(frozen=True, kw_only=True)
 class Band:

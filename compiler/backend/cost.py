@@ -1,0 +1,216 @@
+"""The closed-form cost of mappings: what a layer asks of array, PPUs and buses, for all candidates at once.
+
+It only ranks; the cycles that count are the simulator's.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.arch.spec import ArchSpec
+from gossamer.arch.timing import drain_latency, matmul_latency
+from gossamer.compiler.backend.problem import Problem
+from gossamer.compiler.backend.streams import UnitStreams, unit_records
+from gossamer.compiler.backend.tiling import burst_cost, compute_cycles, overlapped
+
+__all__ = ["Cut", "Work", "alone", "extents", "layer_work", "make_cut", "pieces", "row_bytes", "steps_at_once"]
+
+Cycles = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cut:
+    """Candidate tiles of ty x tx positions per lane under one lane grid; int64 or float64 [candidates].
+
+    macros : macro tiles of all images.  subs : MATMULs of a column tile in one of them.
+    per_lane : positions that a lane computes over the whole map.
+    """
+
+    lane_rows: int
+    width: int
+    ty: NDArray[np.int64]
+    tx: NDArray[np.int64]
+    down: NDArray[np.int64]
+    across: NDArray[np.int64]
+    macros: NDArray[np.int64]
+    subs: NDArray[np.int64]
+    per_lane: Cycles
+
+
+def make_cut(problem: Problem, lane_rows: int, width: int, ty: NDArray[np.int64], tx: NDArray[np.int64]) -> Cut:
+    """Candidates and what follows from their sizes."""
+    depth = problem.spec.depth
+    rows, pixels = problem.out
+    down = -(-rows // (lane_rows * ty))
+    across = -(-pixels // (width * tx))
+    # Positions per lane over the whole map; the last tile of a row or column is cut to what is left.
+    left_rows = rows - (down - 1) * lane_rows * ty
+    step = problem.tile_step if width > 1 else 1
+    left_pixels = pixels - (across - 1) * width * tx
+    per_lane = (
+        problem.images
+        * ((down - 1) * ty + -(-left_rows // lane_rows))
+        * ((across - 1) * tx + -(-left_pixels // (width * step)) * step)
+    ).astype(np.float64)
+    nx_pieces = -(-tx // depth)
+    sub_rows = np.maximum(1, depth // (-(-tx // nx_pieces)))
+    return Cut(
+        lane_rows=lane_rows,
+        width=width,
+        ty=ty,
+        tx=tx,
+        down=down,
+        across=across,
+        macros=problem.images * down * across,
+        subs=nx_pieces * -(-ty // sub_rows),
+        per_lane=per_lane,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Work:
+    """What a layer asks of every unit, in cycles, float64 [candidates] or alike for all.
+
+    weights : all weights once;  inputs : activations, as often as the loop order reads them;
+    residual, parameters, write : once;  single : waiting for a buffer that holds one tile only.
+    first_load : inputs of the first macro tile;  largest : beats of the largest column tile.
+    finish : from the last MATMUL to the last response.
+    """
+
+    array: Cycles
+    ppu: Cycles
+    compute: Cycles
+    weights: Cycles
+    inputs: Cycles
+    residual: Cycles
+    parameters: float
+    write: Cycles
+    single: Cycles
+    first_load: Cycles
+    largest: float
+    finish: Cycles
+    tiles: int
+
+    def start(self, spec: ArchSpec) -> Cycles:
+        """From nothing to the first MATMUL."""
+        return self.first_load + spec.read_latency + self.largest + matmul_latency(spec)
+
+
+def layer_work(
+    problem: Problem,
+    streams: tuple[UnitStreams, ...],
+    cut: Cut,
+    bank: NDArray[np.int64],
+    *,
+    chunks: int = 1,
+    order: str = "map",
+    resident: bool = False,
+) -> Work:
+    """The work of a layer under each candidate. bank : bytes of a macro tile's inputs."""
+    spec, ty, tx = problem.spec, cut.ty, cut.tx
+    interval = float(spec.beat_interval)
+    rows, pixels = problem.out
+    steps = np.concatenate([s.steps for s in streams])
+    beats = np.array([t.beats(spec) for s in streams for t in s.tiles])
+    largest = float(beats.max()) * interval
+    compute = compute_cycles(spec, steps, cut.per_lane, cut.macros * cut.subs)
+    split = bool(steps.max() > steps_at_once(spec)) or chunks > 1
+    again = cut.subs if split else np.ones_like(cut.subs)
+    if len({unit_records(s) for s in streams}) == 1 and (resident or order == "columns"):
+        beats = beats[: len(streams[0].tiles)]  # all units share what the first one loads
+
+    hy, hx = extents(problem, ty, 0), extents(problem, tx, 1)
+    seen_rows = problem.images * np.minimum(
+        cut.down * extents(problem, cut.lane_rows * ty, 0), rows * problem.bank_stride[0] + (cut.down * (hy - ty))
+    )
+    seen_pixels = np.minimum(
+        cut.across * extents(problem, cut.width * tx, 1), pixels * problem.bank_stride[1] + cut.across * (hx - tx)
+    )
+    reading = burst_cost(spec, row_bytes(problem, cut.width * tx) // spec.axi_bytes, write=False)
+    plane = seen_rows * -(-seen_pixels * problem.pixel_bytes // spec.axi_bytes) * reading
+    output_blocks = problem.output.blocks
+    inputs = plane * sum(len(u.input_blocks) for u in problem.units)
+    if order == "columns":
+        inputs = np.where(cut.macros > problem.images, inputs * output_blocks / len(problem.units), inputs)
+    if chunks > 1:
+        inputs = inputs * problem.tiles_per_block * output_blocks / len(problem.units) * cut.subs
+    out_beats = problem.images * rows * pixels * output_blocks * spec.block_beats
+    reading = burst_cost(spec, cut.width * tx * spec.block_beats, write=False)
+    writing = burst_cost(spec, cut.width * tx * spec.block_beats, write=True)
+    write = out_beats * writing * interval
+
+    # A buffer that holds only one tile stands idle while the next one is loaded.
+    per_unit = cut.macros * len(problem.units)
+    first_load = inputs / np.maximum(per_unit, 1) * interval
+    single = np.where((bank * 2 > spec.activation_bytes) & (per_unit > 1), first_load * (per_unit - 1), 0.0)
+    single = single + np.where(ty * tx * spec.block * 2 > spec.output_bytes, write, 0.0)
+    last = ty * tx * spec.block_beats * cut.lane_rows * cut.width * interval
+    finish = np.minimum(ty * tx, spec.depth) * spec.column_groups + drain_latency(spec) + last + spec.write_latency
+    return Work(
+        array=steps.sum() * cut.per_lane,
+        ppu=steps.size * spec.column_groups * cut.per_lane,
+        compute=compute,
+        weights=(beats.sum() * again).astype(np.float64) * interval,
+        inputs=inputs * interval,
+        residual=out_beats * reading * interval if problem.residual else np.zeros_like(write),
+        parameters=output_blocks * spec.block * 8 / spec.axi_bytes * interval,
+        write=write,
+        single=single,
+        first_load=first_load,
+        largest=largest,
+        finish=finish.astype(np.float64),
+        tiles=steps.size,
+    )
+
+
+def alone(work: Work, cut: Cut, spec: ArchSpec, *, order: str, resident: bool) -> dict[str, Cycles]:
+    """Cycles of a layer by itself, from a cold start to the last response, and what they are made of."""
+    once = resident or order == "columns"
+    weights = work.weights * (1 if once else cut.macros)
+    read = weights + work.inputs + work.residual + work.parameters
+    small = instructions(work, cut)
+    # Weights that stay are loaded while the first macro tile is computed, and only then.
+    share = 1 / cut.macros if resident else np.zeros_like(read)
+    held_back = weights if resident else np.zeros_like(read)
+    first = np.maximum(work.compute * share, held_back + (read - held_back) * share) * (share > 0)
+    rest = overlapped(work.compute, read - held_back, work.write) * (1 - share)
+    streamed = overlapped(work.compute, read, work.write)
+    start = work.start(spec)
+    return {
+        "cycles": np.maximum(streamed, first + rest) + work.single + start + work.finish + small,
+        "array": work.array,
+        "ppu": work.ppu,
+        "read": read,
+        "write": work.write,
+        "start": start,
+        "finish": work.finish,
+    }
+
+
+def instructions(work: Work, cut: Cut) -> Cycles:
+    """A little for every instruction, so that of equal mappings the one with fewer is taken."""
+    taken: Cycles = cut.per_lane / np.maximum(1, cut.ty * cut.tx) * cut.subs * work.tiles * 2.0
+    return taken
+
+
+def pieces(size: int, step: int = 1) -> list[int]:
+    """Sizes that cut `size` into equal pieces: ceil(size / k) for every k, in multiples of `step`, each size once."""
+    return sorted({-(-size // (k * step)) * step for k in range(1, size + 1)})
+
+
+def extents(problem: Problem, positions: NDArray[np.int64], axis: int) -> NDArray[np.int64]:
+    """Problem.extent of many."""
+    span = (problem.kernel[axis] - 1) * problem.dilation[axis] + 1
+    return (positions - 1) * problem.bank_stride[axis] + span
+
+
+def row_bytes(problem: Problem, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Problem.row_bytes of many."""
+    return np.array([problem.row_bytes(n) for n in positions.tolist()], dtype=np.int64)
+
+
+def steps_at_once(spec: ArchSpec) -> int:
+    """Most steps of one MATMUL: half the weight buffer and half the offset buffer, so that two can be on chip."""
+    beat = spec.axi_bytes // 2
+    return max(1, min(spec.weight_steps // 2, spec.offset_steps // 2 // beat * beat, (1 << 16) - 1))
