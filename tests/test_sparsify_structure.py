@@ -164,6 +164,29 @@ def test_as_many_channels_stay_as_fill_windows():
     np.testing.assert_allclose(run(dropped), run(graph), rtol=1e-4, atol=1e-5)
 
 
+def test_dead_channels_stay_where_the_others_would_find_worse_windows():
+    """The first of every 8 channels is dead, and each output reads one of the others: 1:8 with them, not without."""
+    graph = graph_until(coupled(), "legalise")
+    place = np.arange(40) % 8
+    one = place == 1 + np.arange(24)[:, None] % 7
+    for name, mask in (("n_conv2", np.arange(24) < 8), ("n_conv6", one)):
+        op = graph.op(name)
+        graph.replace(name, replace(op, weight=op.weight * mask[..., None, None]))
+    spec = replace(ArchSpec.load("tiny"), macs=1, group=8, hop=8)
+
+    def steps(g):
+        return [layer_steps(channel_rows(layers(g)[name].weight) != 0, spec) for name in ("n_conv2", "n_conv6")]
+
+    dropped = drop_dead_channels(graph, granule=1)
+    assert layers(dropped)["n_conv6"].weight.shape[1] == 35
+    assert sum(steps(dropped)) > sum(steps(graph))
+    assert drop_dead_channels(graph, granule=1, spec=spec).op("n_conv6") is graph.op("n_conv6")
+    dense = graph.copy()  # nothing to lose where the windows are full
+    op = graph.op("n_conv6")
+    dense.replace("n_conv6", replace(op, weight=np.where(place[:, None, None] > 0, np.float32(1), 0) + 0 * op.weight))
+    assert layers(drop_dead_channels(dense, granule=1, spec=spec))["n_conv6"].weight.shape[1] == 35
+
+
 def test_a_zero_that_does_not_stay_zero_is_kept():
     b = Builder(("x", (1, 3, 6, 6)))
     y = b.conv("x", 3, 8)

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from gossamer.arch.spec import ArchSpec
 from gossamer.compiler.frontend.functions import Function
 from gossamer.compiler.frontend.graph import Graph
 from gossamer.compiler.frontend.layout import array_weight
 from gossamer.compiler.frontend.ops import Activation, Affine, Compute, Conv, Linear, MaxPool, Op
 from gossamer.compiler.sparsity.channels import Channels, Space, channel_axis, find_channels, reindex
-from gossamer.compiler.sparsity.patterns.pattern import percent
+from gossamer.compiler.sparsity.patterns.pattern import channel_rows, percent
+from gossamer.compiler.sparsity.permute import layer_steps
 from gossamer.compiler.sparsity.sparsifiers.moments import Moments, grouped_rows
 
 __all__ = ["drop_dead_channels", "remove_channels"]
@@ -55,27 +57,38 @@ def remove_channels(
     return graph, lost
 
 
-def drop_dead_channels(graph: Graph, granule: int = 8) -> Graph:
+def drop_dead_channels(graph: Graph, granule: int = 8, spec: ArchSpec | None = None) -> Graph:
     """Remove channels whose absence changes nothing: nobody reads them, or they are always zero.
 
     What a pruner that only sets zeros leaves behind becomes smaller layers, exactly.
     granule : the number that stays is a multiple of it. Less than a channel block of the spec saves nothing, and a
     dense layer whose last window is not full needs selects in all its records.
+    spec : where given, channels go only if the layers around them then take no more steps: those behind them move to
+    other windows, and a layer that was N:M of whole windows may be so no longer.
     """
     while True:
         channels = find_channels(graph)
-        index = {}
+        index: dict[int, NDArray[np.int64]] = {}
         for number, space in enumerate(channels.spaces):
             if space.fixed or space.size < 2 or not space.writers:
                 continue
             dead = _unread(graph, space) | _always_zero(graph, channels, number)
             spare = np.flatnonzero(dead)[: max(granule, -(-int((~dead).sum()) // granule) * granule) - (~dead).sum()]
             dead[spare] = False
-            if dead.any() and not _refusal(graph, channels, number):
-                index[number] = np.flatnonzero(~dead)
+            if not dead.any() or _refusal(graph, channels, number):
+                continue
+            chosen = {number: np.flatnonzero(~dead)}
+            if spec is None or _steps(reindex(graph, channels, chosen), space, spec) <= _steps(graph, space, spec):
+                index |= chosen
         if not index:
             return graph
         graph = reindex(graph, channels, index)
+
+
+def _steps(graph: Graph, space: Space, spec: ArchSpec) -> int:
+    """Steps of the layers that make and read some channels."""
+    names = dict.fromkeys((*space.writers, *(name for name, _ in space.readers)))
+    return sum(layer_steps(channel_rows(_weight(graph, name)) != 0, spec) for name in names)
 
 
 def _refusal(graph: Graph, channels: Channels, number: int) -> str:

@@ -132,7 +132,7 @@ def prune(
     rebuilt = _rebuild(work, final)
     if permute:
         work.change(permute_for_nm(work.graph, {name: p for name, p in final.items() if isinstance(p, NM)})[0])
-    return _impose(work, final, rebuilt, 8 if spec is None else spec.block)
+    return _impose(work, final, rebuilt, spec)
 
 
 def _rebuild(work: "_Work", final: dict[str, Pattern]) -> dict[str, Pruned]:
@@ -166,7 +166,7 @@ def _rebuild(work: "_Work", final: dict[str, Pattern]) -> dict[str, Pruned]:
 
 
 def _impose(
-    work: "_Work", final: dict[str, Pattern], reports: dict[str, Pruned], granule: int
+    work: "_Work", final: dict[str, Pattern], reports: dict[str, Pruned], spec: ArchSpec | None
 ) -> tuple[Graph, tuple[Pruned, ...]]:
     """Make the zeros, drop what they leave without use, and name the patterns."""
     busy = [op for op in _layers(work.graph) if final.get(op.name, Dense()) != Dense()]
@@ -186,7 +186,7 @@ def _impose(
         else:
             pattern_text = str(pattern)
         reports[op.name] = Pruned(layer=op.name, pattern=pattern_text, zeros=zeros, error=error)
-    graph = drop_dead_channels(work.graph, granule)
+    graph = drop_dead_channels(work.graph, 8 if spec is None else spec.block, spec)
     for op in _layers(graph):
         groups = op.groups if isinstance(op, Conv) else 1
         graph.replace(op.name, replace(op, pattern=str(classify(array_weight(graph, op, op.weight), groups))))
