@@ -1,8 +1,9 @@
-"""What pruning costs in accuracy and saves in steps: python benchmarks/sparsity.py {minilm,steps,allocation,nm}.
+"""What pruning costs in accuracy and saves in steps: python benchmarks/sparsity.py {minilm,programs,steps,...}.
 
 minilm      cosine of sentence embeddings with those of the dense float model, by pattern and sparsifier, in float and
             in int8 (the quantised graph in onnxruntime, which the Program equals to the bit or one step), and the mean
             reconstruction error of the layers. Calibrated on prose of Python's reference, tried on other sentences.
+programs    the same with everything compiled to Programs and simulated: cosine with the dense float model, cycles.
 steps       steps of all layers before and after channels are reordered, against the bound (useful nonzeros over the
             MACs of a step, for every column tile).
 nm          magnitude that N:M keeps before and after input channels are reordered.
@@ -24,21 +25,25 @@ from rich.console import Console
 from rich.table import Table
 
 from gossamer.arch.spec import ArchSpec
+from gossamer.compiler.backend.build import build_program
+from gossamer.compiler.backend.fallback import fitted
 from gossamer.compiler.frontend.calibrate import samples
 from gossamer.compiler.frontend.equalise import equalise
 from gossamer.compiler.frontend.export import export_model
 from gossamer.compiler.frontend.fuse import fuse
 from gossamer.compiler.frontend.graph import Graph
 from gossamer.compiler.frontend.layout import array_weight
+from gossamer.compiler.frontend.lower import lower
 from gossamer.compiler.frontend.ops import Conv, Linear
 from gossamer.compiler.frontend.quantise import quantise
-from gossamer.compiler.passes import import_model, run_passes
+from gossamer.compiler.passes import Options, import_model, run_passes
 from gossamer.compiler.sparsity.patterns import channel_rows
 from gossamer.compiler.sparsity.permute import layer_steps, reorder_steps, useful_steps
 from gossamer.compiler.sparsity.sparsifiers.cycles import layer_cycles
 from gossamer.compiler.sparsity.sparsifiers.inputs import input_moments
 from gossamer.compiler.sparsity.sparsifiers.interface import SPARSIFIERS
 from gossamer.compiler.sparsity.sparsify import prune
+from gossamer.sim.simulate import Simulator
 
 LENGTH = 32
 """Tokens of a sentence; the longest to be tried has 17."""
@@ -53,9 +58,16 @@ def embeddings(model: onnx.ModelProto, feeds: list[sources.Feed]) -> NDArray[np.
     return np.concatenate([session.run(None, feed)[0] for feed in feeds])
 
 
+def cosines(a: NDArray[np.float32], b: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Cosine of every row of one array with that of the other."""
+    x, y = (np.asarray(rows, dtype=np.float64) for rows in (a, b))
+    found: NDArray[np.float64] = (x * y).sum(axis=1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
+    return found
+
+
 def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     """Mean cosine of the rows of two arrays."""
-    return float(((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).mean())
+    return float(cosines(a, b).mean())
 
 
 def prose(count: int, length: int) -> list[sources.Feed]:
@@ -101,6 +113,37 @@ def int8(graph: Graph, calibration: list[sources.Feed], trial: list[sources.Feed
     return embeddings(
         export_model(quantise(equalise(fuse(graph), calibration[:16]), calibration[:16]), qdq=True), trial
     )
+
+
+def programs(console: Console, name: str, patterns: list[str], count: int, length: int) -> None:
+    """Programs of the pruned encoder in the simulator: what they answer and how long they take."""
+    source, spec = sources.load("minilm"), ArchSpec.load(name)
+    options = Options(products=spec.dynamic_operands, spec=spec)
+    graph = run_passes(import_model(source.model, {"batch": 1, "sequence": length}), until="partition", options=options)
+    calibration, trial = prose(count, length), sources.tokens(sources.SENTENCES, length)
+    moments = input_moments(graph, [op for op in graph.order() if isinstance(op, Linear)], calibration)
+    dense = embeddings(export_model(graph), trial)
+    table = Table(
+        title=f"MiniLM on {spec.name}, {length} tokens, {len(trial)} sentences; "
+        f"calibrated on {len(calibration)} pieces of prose"
+    )
+    for column in ("weights", "sparsifier", "cosine", "worst", "cycles", "bound", "speed-up"):
+        table.add_column(column, justify="left" if column in ("weights", "sparsifier") else "right")
+    table.add_row("float", "", "1.0000", "1.0000", "", "", "")
+    whole = 0
+    for pattern, method in [("dense", ""), *((p, s) for p in patterns for s in SPARSIFIERS)]:
+        pruned = prune(graph, pattern, sparsifier=method, moments=moments, spec=spec)[0] if method else graph
+        network = lower(quantise(equalise(fuse(pruned), calibration[:16]), calibration[:16]))
+        program = build_program(fitted(network, spec), spec)
+        simulator = Simulator(program)
+        found = cosines(dense, np.concatenate([simulator.run(feed).outputs["sentence"] for feed in trial]))
+        cycles = simulator.run(values=False).cycles
+        whole = whole or cycles
+        table.add_row(
+            f"int8 {pattern}", method, f"{found.mean():.4f}", f"{found.min():.4f}", f"{cycles:,}",
+            f"{program.bound:,.0f}", f"{whole / cycles:.2f}",
+        )  # fmt: skip
+    console.print(table)
 
 
 def steps(console: Console, networks: list[str], patterns: list[str], specs: list[str]) -> None:
@@ -196,17 +239,20 @@ def allocation(console: Console, name: str) -> None:
 def main() -> None:
     """Print the tables asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["minilm", "steps", "nm", "allocation"])
+    parser.add_argument("what", choices=["minilm", "programs", "steps", "nm", "allocation"])
     parser.add_argument("--networks", nargs="*", default=["minilm", "resnet50"])
     parser.add_argument("--patterns", nargs="*")
     parser.add_argument("--specs", nargs="*", default=["server"])
     parser.add_argument("--count", type=int, default=256, help="pieces of prose to calibrate with")
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens of a sentence, for programs")
     parser.add_argument("--sequential", action="store_true", help="measure inputs after the layers before were pruned")
     args = parser.parse_args()
     console = Console(width=140)
     warnings.simplefilter("ignore")
     if args.what == "minilm":
         minilm(console, args.patterns or ["4:8", "2:4", "2:8"], args.count, args.sequential)
+    elif args.what == "programs":
+        programs(console, args.specs[0], args.patterns or ["4:8", "2:4", "2:8"], args.count, args.length)
     elif args.what == "steps":
         shares = ["unstructured 80%", "unstructured 90%", "unstructured 95%", "block 4x4 80%"]
         steps(console, args.networks, args.patterns or shares, args.specs)
