@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gossamer.arch.errors import ModelError
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.frontend.calibrate import Calibration
+from gossamer.compiler.frontend.calibrate import Calibration, materialised
 from gossamer.compiler.frontend.cleanup import cleanup
 from gossamer.compiler.frontend.equalise import equalise
 from gossamer.compiler.frontend.fuse import fuse
@@ -22,6 +22,7 @@ from gossamer.compiler.frontend.products import recognise_products
 from gossamer.compiler.frontend.quantise import quantise
 from gossamer.compiler.frontend.recognise import recognise
 from gossamer.compiler.frontend.shapes import fold_constants, infer_shapes
+from gossamer.compiler.frontend.unfold import unfold
 from gossamer.compiler.layers import Network
 from gossamer.compiler.sparsity.permute import permute
 from gossamer.compiler.sparsity.sparsifiers.interface import Sparsifier
@@ -35,7 +36,8 @@ class Options:
     """What the user chooses.
 
     sparsity : a pattern for all layers, or {layer name or glob: pattern} (see sparsify); None keeps weights as they are
-    calibration : data to measure ranges on (see calibrate.Calibration);  method : minmax, percentile or entropy
+    calibration : data to measure ranges on (see calibrate.Calibration), read here, once, as several passes ask for it
+    method : minmax, percentile or entropy
     sparsifier, allocation, sequential : which weights go, and how many of which layer (see sparsify.prune)
     permute : reorder channels, where that is free, to keep more of N:M and to save steps on `spec`
     spec : the accelerator, for what depends on it
@@ -54,11 +56,15 @@ class Options:
     signed: bool = False
     products: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "calibration", materialised(self.calibration))
+
 
 Pass = Callable[[Graph, Options], Graph]
 
 PASSES: dict[str, Pass] = {
     "infer_shapes": lambda graph, _: infer_shapes(graph),
+    "unfold": lambda graph, _: unfold(graph),
     "fold_constants": lambda graph, _: fold_constants(graph),
     "recognise": lambda graph, _: recognise(graph),
     "cleanup": lambda graph, _: cleanup(graph),

@@ -180,6 +180,22 @@ def test_calibration_methods(method):
     assert plain if method == "minmax" else scale < 50 / 256 if method == "percentile" else scale < 58 / 256
 
 
+def test_a_generator_is_read_once_for_all_passes():
+    """Equalisation, pruning and quantisation each measure on it."""
+    x = np.random.default_rng(0).standard_normal((3, 1, 3, 8, 8)).astype(np.float32)
+    wishes = {"sparsity": "unstructured 50%", "sparsifier": "wanda"}
+    ours = build_network(small(), calibration=(sample for sample in x), **wishes)
+    theirs = build_network(small(), calibration=list(x), **wishes)
+    assert ours.tensors == theirs.tensors
+    np.testing.assert_array_equal(ours.layers[0].weight, theirs.layers[0].weight)
+    used = iter(x)
+    list(used)
+    with pytest.raises(ModelError, match=r"calibration data is empty; .*a generator that has been read is empty"):
+        build_network(small(), calibration=used)
+    with pytest.raises(ModelError, match=r"^calibration must be .* or a sequence of samples, not int$"):
+        build_network(small(), calibration=3)
+
+
 def test_unknown_calibration_method():
     with pytest.raises(ModelError, match=r"^calibration method must be one of minmax, percentile, entropy, not 'max'$"):
         build_network(small(), calibration=[np.ones((1, 3, 8, 8))], method="max")
@@ -215,7 +231,7 @@ def test_each_pass_runs_and_prints_alone():
 def test_until_and_progress():
     seen = []
     graph = run_passes(import_model(small()), until="cleanup", progress=seen.append)
-    assert seen == ["infer_shapes", "fold_constants", "recognise", "cleanup"]
+    assert seen == ["infer_shapes", "unfold", "fold_constants", "recognise", "cleanup"]
     assert not any(isinstance(op, Host) for op in graph)
     with pytest.raises(ModelError, match=r"^until must be one of infer_shapes, .*, not 'later'$"):
         run_passes(import_model(small()), until="later")

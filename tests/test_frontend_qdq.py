@@ -3,12 +3,12 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from gossamer.compiler.frontend.export import export_model
 from gossamer.compiler.frontend.importer import import_model
 from gossamer.compiler.frontend.lower import lower
-from gossamer.compiler.layers import Conv, HostSegment
+from gossamer.compiler.layers import Conv
 from gossamer.compiler.passes import Options, build_network, run_passes
 from tests.support.frontend import Builder, compile_both, run_network, run_onnx
 
@@ -52,52 +52,14 @@ def test_float_export_computes_what_the_model_does():
     )
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
-@pytest.mark.parametrize("signed", [False, True])
-def test_model_of_onnxruntimes_own_quantiser(tmp_path, per_channel, signed):
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):
-        def __init__(self):
-            self.feeds = iter([{"x": normal(1, 3, 12, 12, seed=s)} for s in range(3)])
-
-        def get_next(self):
-            return next(self.feeds, None)
-
-    onnx.save(block(), tmp_path / "float.onnx")
-    quantize_static(
-        tmp_path / "float.onnx",
-        tmp_path / "int8.onnx",
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=per_channel,
-        activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    model = onnx.load(tmp_path / "int8.onnx")
-    x = normal(1, 3, 12, 12, seed=9)
-    network = build_network(model, calibration=[x])
-    assert not any(isinstance(stage, HostSegment) for stage in network.stages)
-    codes = {name for t in model.graph.initializer if (name := t.name).endswith("_quantized") and len(t.dims) > 1}
-    given = [numpy_helper.to_array(t) for t in model.graph.initializer if t.name in codes]
-    used = [stage.weight for stage in network.layers if isinstance(stage, Conv)]
-    for weight in given:  # every weight's codes are taken as they are
-        turned = weight.T if weight.ndim == 2 else weight
-        assert any(turned.size == w.size and np.array_equal(turned.reshape(w.shape), w) for w in used)
-    (ours,), _ = run_network(network, {"x": x})
-    (theirs,) = run_onnx(model, {"x": x})
-    # The model rounds before its additions, the network does not: a few steps may differ.
-    assert np.abs(ours - theirs).max() <= 4 * network.tensors["y"].scale
-
-
 def qdq(b, tensor, scale, zero, dtype=np.uint8):
     parameters = b.constant(scale), b.constant(zero, dtype)
     return b.op("DequantizeLinear", b.op("QuantizeLinear", tensor, *parameters), *parameters)
 
 
-def int8_weight(b, *shape, zero=0):
+def int8_weight(b, *shape):
     codes = b.constant(b.rng.integers(-127, 128, shape), np.int8)
-    return b.op("DequantizeLinear", codes, b.constant(0.01), b.constant(zero, np.int8))
+    return b.op("DequantizeLinear", codes, b.constant(0.01), b.constant(0, np.int8))
 
 
 def test_different_codes_around_a_concat_are_rounded_beside_it():
@@ -129,18 +91,6 @@ def test_quantisation_that_acts_as_relu_is_not_fused_away():
     assert len(network.layers) == 2
 
 
-def test_weight_with_a_zero_point_stays_on_the_host():
-    b = Builder(("x", (1, 3, 8, 8)))
-    x = qdq(b, "x", 0.03, 128)
-    model = b.model(qdq(b, b.op("Conv", x, int8_weight(b, 4, 3, 1, 1, zero=3)), 0.05, 120))
-    network = build_network(model)
-    (segment,) = network.stages
-    assert isinstance(segment, HostSegment)
-    assert "zero point that is not 0" in segment.reason
-    feeds = {"x": normal(1, 3, 8, 8)}
-    assert np.abs(run_network(network, feeds)[0][0] - run_onnx(model, feeds)[0]).max() <= 0.0501
-
-
 def test_codes_as_input_and_output():
     b = Builder()
     b.inputs.append(helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [1, 3, 8, 8]))
@@ -149,11 +99,11 @@ def test_codes_as_input_and_output():
     y = b.op("Conv", x, int8_weight(b, 4, 3, 1, 1))
     model = b.model(b.op("QuantizeLinear", y, b.constant(0.05), zero, out="y"))
     codes = np.random.default_rng(0).integers(0, 256, (1, 3, 8, 8)).astype(np.uint8)
-    network = build_network(model, calibration=[codes])
+    network = build_network(model)  # warns if anything had to be calibrated
     (ours,), _ = run_network(network, {"x": codes})
     (theirs,) = run_onnx(model, {"x": codes})
     assert ours.dtype == np.uint8
-    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 2
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
     assert network.layers
 
 

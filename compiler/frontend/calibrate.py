@@ -16,8 +16,9 @@ from gossamer.arch.errors import ModelError
 from gossamer.compiler.frontend.export import export_model
 from gossamer.compiler.frontend.graph import Graph
 from gossamer.compiler.frontend.ops import Array
+from gossamer.compiler.frontend.shapes import run_session
 
-__all__ = ["METHODS", "Calibration", "calibrate", "channel_ranges", "run_session", "samples"]
+__all__ = ["METHODS", "Calibration", "calibrate", "channel_ranges", "materialised", "samples"]
 
 Calibration = Mapping[str, Array] | Iterable[Array | Mapping[str, Array]]
 """{input: [samples, ...]}, or a sequence of samples: arrays for a model of one input, else {input: array}."""
@@ -26,6 +27,24 @@ METHODS = ("minmax", "percentile", "entropy")
 """Ways to choose a range from what was seen."""
 
 RANDOM_SAMPLES = 4
+
+
+def materialised(data: Calibration | None) -> Calibration | None:
+    """The data in a form that can be read again and again: a generator is used up by its first reader.
+
+    Raises ModelError when there is none in it.
+    """
+    if data is None or isinstance(data, Mapping):
+        return data
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes):
+        raise ModelError(f"calibration must be {{input: array}} or a sequence of samples, not {type(data).__name__}")
+    found = list(data)
+    if not found:
+        raise ModelError(_EMPTY)
+    return found
+
+
+_EMPTY = "calibration data is empty; must hold at least one sample (a generator that has been read is empty, too)"
 
 
 def samples(graph: Graph, data: Calibration | None) -> list[dict[str, Array]]:
@@ -38,7 +57,7 @@ def samples(graph: Graph, data: Calibration | None) -> list[dict[str, Array]]:
         return _random(graph)
     feeds = list(_feeds(graph, data))
     if not feeds:
-        raise ModelError("calibration data is empty; must hold at least one sample")
+        raise ModelError(_EMPTY)
     return feeds
 
 
@@ -192,15 +211,6 @@ def _reduce(model: onnx.ModelProto, kind: str, source: str, target: str, axes: l
         return helper.make_node(f"Reduce{kind}", [source], [target], axes=axes, keepdims=0)
     model.graph.initializer.append(numpy_helper.from_array(np.array(axes, np.int64), f"{target}/axes"))
     return helper.make_node(f"Reduce{kind}", [source, f"{target}/axes"], [target], keepdims=0)
-
-
-def run_session(model: onnx.ModelProto) -> Any:
-    """An onnxruntime session for a model, quiet."""
-    import onnxruntime  # slow to import, and only calibration and comparison need it
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _histograms(

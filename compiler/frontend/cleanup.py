@@ -4,15 +4,19 @@ In order: operations that do nothing, Quantise-Dequantise pairs (which become a 
 spelt out, padding of its own, and per-channel products and sums, which convolutions and linear layers absorb.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
 from onnx import helper
 
 from gossamer.arch.numerics import code_range
+from gossamer.compiler.frontend.functions import Function
 from gossamer.compiler.frontend.graph import Graph
 from gossamer.compiler.frontend.idioms import recognise_functions
+from gossamer.compiler.frontend.nodes import is_standard
 from gossamer.compiler.frontend.ops import (
+    Activation,
     Affine,
     AveragePool,
     Conv,
@@ -34,7 +38,9 @@ __all__ = ["cleanup", "may_drop"]
 def cleanup(graph: Graph) -> Graph:
     """All rewrites of this file, to a fixed point where one makes room for another."""
     graph = _drop_identities(graph)
+    graph = _drop_fine_points(graph)
     graph = _absorb_quantisation(graph)
+    graph = _codes_at_the_border(graph)
     graph = recognise_functions(graph)
     graph = recognise_shuffles(graph)
     graph = split_phases(graph)
@@ -93,7 +99,7 @@ def _is_identity(graph: Graph, op: Op) -> bool:
         return op.shape == graph.info(op.inputs[0]).shape
     if isinstance(op, Transpose):
         return op.perm == tuple(range(len(op.perm)))
-    if not isinstance(op, Host) or op.captured or op.node.domain not in ("", "ai.onnx"):
+    if not isinstance(op, Host) or op.captured or not is_standard(op):
         return False
     if op.node.op_type == "Dropout":
         # The third input turns training on; exporters set it to a constant false.
@@ -105,6 +111,63 @@ def _is_identity(graph: Graph, op: Op) -> bool:
     return op.node.op_type == "Identity" and op.inputs[0] not in graph.constants
 
 
+def _drop_fine_points(graph: Graph) -> Graph:
+    """Quantisation points of 16 bits go, with a note: the array's own codes are coarser than they are.
+
+    One with zero at an end of its codes leaves the Relu behind that it is.
+    """
+    graph = graph.copy()
+    count = 0
+    for name in [op.name for op in graph.order()]:
+        op = graph.op(name) if name in graph.dag else None
+        if op is None or not _is_point(op, "QuantizeLinear") or op.output in graph.outputs:
+            continue
+        pairs = graph.consumers(op.output)
+        codes = graph.info(op.output).dtype
+        alike = all(_is_point(p, "DequantizeLinear") and _same_point(graph, op, p) for p in pairs)
+        if codes not in ("int16", "uint16") or not pairs or not alike:
+            continue
+        zero = int(graph.constants[op.inputs[2]].reshape(-1)[0]) if len(op.inputs) > 2 and op.inputs[2] else 0
+        end = np.iinfo(codes)
+        clip = Function(kind="clip", lo=0.0 if zero == end.min else -math.inf, hi=0.0 if zero == end.max else math.inf)
+        for pair in pairs:
+            point = Activation(name=pair.name, inputs=op.inputs[:1], outputs=pair.outputs, function=clip)
+            graph.replace(pair.name, replace(point, source=pair.source))
+            if clip == Function(kind="clip"):
+                _bypass(graph, graph.op(pair.name))
+        graph.remove(op.name)
+        count += 1
+    if count:
+        graph.notes.append(f"{count} quantisation points of 16 bits are left out: the array rounds to 8 bits")
+    return graph
+
+
+def _is_point(op: Op, kind: str) -> bool:
+    return isinstance(op, Host) and op.node.op_type == kind and is_standard(op)
+
+
+def _same_point(graph: Graph, one: Op, two: Op) -> bool:
+    """Whether two operations have the same scale and the same zero point."""
+    ours, theirs = ([graph.constants.get(t) for t in op.inputs[1:] if t] for op in (one, two))
+    return len(ours) == len(theirs) and all(
+        a is not None and b is not None and np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _codes_at_the_border(graph: Graph) -> Graph:
+    """Where codes come into the model or go out, as inputs, outputs or to the host, the array has the same codes."""
+    graph = graph.copy()
+    for op in graph.order():
+        if isinstance(op, Quantise):
+            readers = graph.consumers(op.inputs[0])
+            alone = all(isinstance(user, Quantise) and user.quant == op.quant for user in readers)
+            if alone and op.inputs[0] not in graph.outputs and graph.info(op.inputs[0]).quant is None:
+                graph.update(op.inputs[0], quant=op.quant)
+        elif isinstance(op, Dequantise) and graph.info(op.output).quant is None:
+            graph.update(op.output, quant=op.quant)
+    return graph
+
+
 def _absorb_quantisation(graph: Graph) -> Graph:
     """Turn each Quantise with its Dequantise into a property of the tensor; the two operations disappear.
 
@@ -113,12 +176,11 @@ def _absorb_quantisation(graph: Graph) -> Graph:
     graph = graph.copy()
     for name in [op.name for op in graph.order()]:
         op = graph.op(name) if name in graph.dag else None
-        if not isinstance(op, Quantise) or op.output in graph.outputs:
+        if not isinstance(op, Quantise):
             continue
-        pairs = graph.consumers(op.output)
-        if not pairs or not all(isinstance(p, Dequantise) and p.quant == op.quant for p in pairs):
-            continue
-        for pair in pairs:
+        for pair in graph.consumers(op.output):
+            if not isinstance(pair, Dequantise) or pair.quant != op.quant:
+                continue
             source = graph.info(op.inputs[0])
             graph.update(pair.output, shape=source.shape, dtype="float32")
             if source.quant in (None, op.quant):
@@ -133,7 +195,7 @@ def _absorb_quantisation(graph: Graph) -> Graph:
                 scale=ones, shift=0 * ones, axis=min(1, len(source.shape or (1,)) - 1),
             )  # fmt: skip
             graph.replace(pair.name, requantise)
-        if not graph.consumers(op.output):
+        if not graph.consumers(op.output) and op.output not in graph.outputs:
             graph.remove(op.name)
     return graph
 

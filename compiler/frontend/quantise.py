@@ -4,20 +4,19 @@ Tensors that the array moves without rounding (views, concatenations, maxima) sh
 along is kept; the rest is calibrated. Weights are int8, symmetric, one scale per output channel.
 """
 
-import math
 from collections import defaultdict
 from dataclasses import replace
 
 import networkx as nx
 import numpy as np
 
-from gossamer.arch.errors import ModelError
 from gossamer.arch.numerics import code_range
 from gossamer.compiler.frontend.calibrate import Calibration, calibrate
 from gossamer.compiler.frontend.export import host_ops
 from gossamer.compiler.frontend.graph import Graph
 from gossamer.compiler.frontend.integers import WEIGHT_MAX, integer_weights, weight_scales
 from gossamer.compiler.frontend.ops import (
+    Activation,
     Add,
     Affine,
     Compute,
@@ -31,6 +30,7 @@ from gossamer.compiler.frontend.ops import (
     Quant,
     View,
 )
+from gossamer.compiler.frontend.wide import split_wide_weights
 
 __all__ = ["quantise"]
 
@@ -63,6 +63,7 @@ def quantise(
     _adopt_scales(graph, {t for group in groups for t in group if ranges.get(t) == (0.0, 0.0)})
     _check_padding(graph)
     _check_residuals(graph)
+    graph = split_wide_weights(graph)
     for op in graph.order():
         if isinstance(op, Conv | Linear | Affine):
             graph.replace(op.name, _with_weights(graph, op))
@@ -192,9 +193,22 @@ def _check_padding(graph: Graph) -> None:
             continue
         quant = graph.info(op.inputs[0]).quant
         assert quant is not None
-        if quant.zero_point != code_range(quant.signed)[0]:
+        if quant.zero_point != code_range(quant.signed)[0] and not _never_negative(graph, op.inputs[0]):
             reason = "MaxPool with padding over codes below that of zero: the padding, which is zero, could win"
             graph.replace(op.name, *host_ops(graph, op, reason))
+
+
+def _never_negative(graph: Graph, tensor: str) -> bool:
+    """Whether a tensor ends in a function without values below zero."""
+    op = graph.producer(tensor)
+    if isinstance(op, View | Concat) or (isinstance(op, MaxPool) and op.activation is None):
+        return all(_never_negative(graph, t) for t in op.inputs)
+    function = op.function if isinstance(op, Activation) else getattr(op, "activation", None)
+    return function is not None and (function.lo >= 0 if function.is_clamp else function.kind in _POSITIVE)
+
+
+_POSITIVE = {"sigmoid", "hard_sigmoid", "softplus", "abs"}
+"""Functions without negative values."""
 
 
 def _adopt_scales(graph: Graph, empty: set[str]) -> None:
@@ -252,13 +266,5 @@ def _with_weights(graph: Graph, op: Conv | Linear | Affine) -> Op:
     scales = op.weight_scale
     if scales is None:
         scales = weight_scales(op, quant.scale)
-    elif isinstance(op, Conv | Linear):
-        _check_given(op, scales)
     integer_weights(op, quant.scale, scales)  # refuses what could overflow
     return replace(op, weight_scale=scales)
-
-
-def _check_given(op: Conv | Linear, scales: np.ndarray) -> None:
-    if not (np.isfinite(scales).all() and (scales > 0).all()):
-        worst = next(s for s in scales if not (math.isfinite(s) and s > 0))
-        raise ModelError(f"layer {op.name!r}: weight scale {worst!r} must be finite and above 0")

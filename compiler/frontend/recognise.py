@@ -14,6 +14,7 @@ from onnx import helper
 from gossamer.arch.errors import ModelError
 from gossamer.compiler.frontend.functions import Function
 from gossamer.compiler.frontend.graph import Graph
+from gossamer.compiler.frontend.nodes import is_standard
 from gossamer.compiler.frontend.ops import (
     Activation,
     Add,
@@ -33,6 +34,7 @@ from gossamer.compiler.frontend.ops import (
     Reshape,
     Transpose,
 )
+from gossamer.compiler.frontend.reading import No, Node, read_bias, read_weight
 
 __all__ = ["NEVER", "recognise"]
 
@@ -40,19 +42,15 @@ NEVER = -1e4
 """A constant of at most this, added to scores, leaves nothing of them after a softmax: it is a mask."""
 
 
-class _No(Exception):
-    """Why a node stays on the host."""
-
-
 def recognise(graph: Graph) -> Graph:
     """Replace ONNX nodes by typed operations where their attributes, shapes and types allow it."""
     graph = graph.copy()
     for op in graph.order():
-        if not isinstance(op, Host):
+        if not isinstance(op, Host) or op.reason:
             continue
         try:
             new = _recognised(graph, op)
-        except _No as reason:
+        except No as reason:
             new = replace(op, reason=str(reason))
         if new is not op:
             graph.replace(op.name, new)
@@ -62,140 +60,32 @@ def recognise(graph: Graph) -> Graph:
 
 def _recognised(graph: Graph, op: Host) -> Op:
     kind = op.node.op_type
-    if op.node.domain not in ("", "ai.onnx"):
-        raise _No(f"{op.node.domain}.{kind} is not a standard ONNX operator")
+    if not is_standard(op):
+        kind = f"{op.node.domain}.{kind}"
+        if kind not in _READERS:
+            raise No(f"{kind} is not a standard ONNX operator")
     reader = _READERS.get(kind)
     if reader is None:
-        raise _No(f"{kind} has no equivalent on the array")
-    node = _Node(graph, op)
+        raise No(f"{kind} has no equivalent on the array")
+    node = Node(graph, op)
     if kind not in ("QuantizeLinear", "DequantizeLinear"):
         try:
             node.check_types()
-        except _No:
+        except No:
             if kind in ("Gemm", "MatMul"):
                 reader(node)  # its output may have no shape because the weight does not fit: that is an error
             raise
     return reader(node)
 
 
-class _Node:
-    """A node with its attributes, constants and shapes at hand."""
-
-    def __init__(self, graph: Graph, op: Host) -> None:
-        self.graph, self.op, self.kind = graph, op, op.node.op_type
-        self.attributes = {a.name: helper.get_attribute_value(a) for a in op.node.attribute}
-
-    def check_types(self) -> None:
-        """The array takes real numbers of known shape."""
-        for tensor in (self.op.inputs[0], self.op.output):
-            info = self.graph.info(tensor)
-            if info.shape is None:
-                raise _No(f"the shape of {tensor!r} depends on data")
-            if info.dtype != "float32":
-                raise _No(f"computes in {info.dtype}")
-            if 0 in info.shape:
-                raise _No(f"{tensor!r} is empty")
-        if any(self.op.outputs[1:]) and self.kind != "BatchNormalization" and self.kind != "Dropout":
-            raise _No(f"{self.kind} with a second output")
-
-    def get(self, name: str, default: Any) -> Any:
-        """An attribute."""
-        return self.attributes.get(name, default)
-
-    def has(self, index: int) -> bool:
-        """Whether an optional input is present."""
-        return index < len(self.op.inputs) and bool(self.op.inputs[index])
-
-    def constant(self, index: int) -> Array | None:
-        """The value of an input, if it is a constant."""
-        if not self.has(index):
-            return None
-        return weight_value(self.graph, self.op.inputs[index])[0]
-
-    def need(self, index: int, what: str) -> Array:
-        """The value of an input that has to be a constant."""
-        value = self.constant(index)
-        if value is None:
-            raise _No(f"{self.kind} with {what} that is computed at run time")
-        return value
-
-    def shape(self, index: int) -> tuple[int, ...]:
-        """Shape of an input."""
-        shape = self.graph.info(self.op.inputs[index]).shape
-        if shape is None:
-            raise _No(f"the shape of {self.op.inputs[index]!r} depends on data")
-        return shape
-
-    def common(self, *inputs: int) -> dict[str, Any]:
-        """Name, inputs, outputs and source of the typed operation."""
-        return {
-            "name": self.op.name,
-            "inputs": tuple(self.op.inputs[i] for i in inputs),
-            "outputs": self.op.outputs[:1],
-            "source": self.op.source,
-        }
-
-
-def weight_value(graph: Graph, tensor: str) -> tuple[Array | None, Array | None]:
-    """A constant's value and, if it is stored as int8 codes behind a DequantizeLinear, the scales of its channels.
-
-    Values of int32 codes (biases) come as float64, so that no code is lost.
-    """
-    if tensor in graph.constants:
-        return graph.constants[tensor], None
-    op = graph.producer(tensor)
-    if not isinstance(op, Host) or op.node.op_type != "DequantizeLinear":
-        return None, None
-    if not all(name in graph.constants for name in op.reads):
-        return None, None
-    codes, scale = graph.constants[op.inputs[0]], graph.constants[op.inputs[1]].astype(np.float32)
-    zero = graph.constants[op.inputs[2]] if len(op.inputs) > 2 and op.inputs[2] else np.zeros(1, codes.dtype)
-    attributes = {a.name: helper.get_attribute_value(a) for a in op.node.attribute}
-    if zero.any():
-        raise _No(f"weight {tensor!r} has a zero point that is not 0")
-    if attributes.get("block_size", 0) or codes.dtype not in (np.int8, np.int32):
-        raise _No(f"weight {tensor!r} is {codes.dtype} quantised in a way the array does not know")
-    if scale.size > 1:
-        shape = [1] * codes.ndim
-        shape[attributes.get("axis", 1)] = scale.size
-        scale = scale.reshape(shape)
-    else:
-        scale = scale.reshape([1] * codes.ndim)
-    return codes.astype(np.float64) * scale, scale
-
-
-def _weight(node: _Node, index: int, channels: int) -> tuple[Array, Array | None]:
-    """A weight as float32, and one scale per output channel (on axis `channels`) if it came as int8 codes."""
-    value, scale = weight_value(node.graph, node.op.inputs[index])
-    if value is None:
-        raise _No(f"{node.kind} with a weight that is computed at run time")
-    if value.dtype not in (np.float32, np.float64):
-        raise _No(f"{node.kind} with a weight of type {value.dtype}")
-    if scale is None:
-        return value.astype(np.float32), None
-    others = [n for axis, n in enumerate(scale.shape) if axis != channels % scale.ndim]
-    if any(n != 1 for n in others):
-        raise _No(f"{node.kind} with weight scales along an axis that is not the output channel")
-    return value.astype(np.float32), np.broadcast_to(scale.reshape(-1), (value.shape[channels],)).copy()
-
-
-def _bias(node: _Node, index: int, channels: int, factor: float = 1.0) -> Array | None:
-    if not node.has(index):
-        return None
-    value = node.need(index, "a bias").astype(np.float64) * factor
-    if value.size not in (1, channels) or (value.ndim > 1 and value.shape[-1] != value.size):
-        raise _No(f"{node.kind} with a bias of shape {list(value.shape)}")
-    return np.broadcast_to(value.reshape(-1), (channels,)).copy()
-
-
 # --- convolution, matrix product, pooling ---------------------------------------------------------------------------
 
 
-def _window(node: _Node, kernel: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def _window(node: Node, kernel: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Strides, dilations and explicit pads, with auto_pad and ceil_mode resolved against the shapes."""
     rank = len(kernel)
     if rank not in (1, 2) or len(node.shape(0)) != rank + 2:
-        raise _No(f"{node.kind} over {rank} spatial axes")
+        raise No(f"{node.kind} over {rank} spatial axes")
     stride = tuple(node.get("strides", [1] * rank))
     dilation = tuple(node.get("dilations", [1] * rank))
     pads = list(node.get("pads", [0] * 2 * rank))
@@ -212,11 +102,11 @@ def _window(node: _Node, kernel: tuple[int, ...]) -> tuple[tuple[int, ...], tupl
         elif node.get("ceil_mode", 0):
             pads[rank + axis] = max(pads[rank + axis], needed - pads[axis])
     if min(pads) < 0:
-        raise _No(f"{node.kind} with negative padding {pads}")
+        raise No(f"{node.kind} with negative padding {pads}")
     return stride, dilation, tuple(pads)
 
 
-def _check_width(node: _Node, weight: Array, needed: int, axis: int) -> None:
+def _check_width(node: Node, weight: Array, needed: int, axis: int) -> None:
     """The weight must fit the input: ONNX's own shape inference does not look."""
     found = node.shape(0)[axis]
     if needed != found:
@@ -226,14 +116,14 @@ def _check_width(node: _Node, weight: Array, needed: int, axis: int) -> None:
         )
 
 
-def _conv(node: _Node) -> Op:
-    weight, scale = _weight(node, 1, channels=0)
+def _conv(node: Node) -> Op:
+    weight, scale = read_weight(node, 1, channels=0)
     _check_width(node, weight, weight.shape[1] * node.get("group", 1), 1)
     stride, dilation, pads = _window(node, weight.shape[2:])
     return Conv(
         **node.common(0),
         weight=weight,
-        bias=_bias(node, 2, weight.shape[0]),
+        bias=read_bias(node, 2, weight.shape[0]),
         stride=stride,
         dilation=dilation,
         pads=pads,
@@ -242,65 +132,65 @@ def _conv(node: _Node) -> Op:
     )
 
 
-def _gemm(node: _Node) -> Op:
+def _gemm(node: Node) -> Op:
     if node.get("transA", 0):
-        raise _No("Gemm with a transposed first operand")
+        raise No("Gemm with a transposed first operand")
     transposed = bool(node.get("transB", 0))
-    weight, scale = _weight(node, 1, channels=0 if transposed else 1)
+    weight, scale = read_weight(node, 1, channels=0 if transposed else 1)
     alpha = np.float32(node.get("alpha", 1.0))
     weight = np.ascontiguousarray(weight if transposed else weight.T)
     _check_width(node, weight, weight.shape[1], -1)
     if alpha != 1:
         weight, scale = weight * alpha, None if scale is None else scale * abs(alpha)
-    bias = _bias(node, 2, weight.shape[0], node.get("beta", 1.0))
+    bias = read_bias(node, 2, weight.shape[0], node.get("beta", 1.0))
     return Linear(**node.common(0), weight=weight, bias=bias, weight_scale=scale)
 
 
-def _matmul(node: _Node) -> Op:
-    weight, scale = _weight(node, 1, channels=-1)
+def _matmul(node: Node) -> Op:
+    weight, scale = read_weight(node, 1, channels=-1)
     if weight.ndim != 2 or len(node.shape(0)) < 2:
-        raise _No(f"MatMul of shapes {list(node.shape(0))} and {list(weight.shape)}")
+        raise No(f"MatMul of shapes {list(node.shape(0))} and {list(weight.shape)}")
     weight = np.ascontiguousarray(weight.T)
     _check_width(node, weight, weight.shape[1], -1)
     return Linear(**node.common(0), weight=weight, weight_scale=scale)
 
 
-def _max_pool(node: _Node) -> Op:
+def _max_pool(node: Node) -> Op:
     kernel = tuple(node.get("kernel_shape", ()))
     stride, dilation, pads = _window(node, kernel)
     return MaxPool(**node.common(0), kernel=kernel, stride=stride, dilation=dilation, pads=pads)
 
 
-def _global_max_pool(node: _Node) -> Op:
+def _global_max_pool(node: Node) -> Op:
     kernel = node.shape(0)[2:]
     ones = (1,) * len(kernel)
     if len(kernel) not in (1, 2):
-        raise _No(f"GlobalMaxPool over {len(kernel)} spatial axes")
+        raise No(f"GlobalMaxPool over {len(kernel)} spatial axes")
     return MaxPool(**node.common(0), kernel=kernel, stride=ones, dilation=ones, pads=(0,) * 2 * len(kernel))
 
 
-def _average_pool(node: _Node) -> Op:
+def _average_pool(node: Node) -> Op:
     kernel = tuple(node.get("kernel_shape", ()))
     stride, dilation, pads = _window(node, kernel)
     if set(dilation) != {1}:
-        raise _No("AveragePool with dilation")
+        raise No("AveragePool with dilation")
     given = tuple(node.get("pads", [0] * len(pads)))
     counted = bool(node.get("count_include_pad", 0)) and (pads == given or not node.get("ceil_mode", 0))
     if any(pads) and not counted:
-        raise _No("AveragePool that does not count its padding: the divisor changes along the border")
+        raise No("AveragePool that does not count its padding: the divisor changes along the border")
     return AveragePool(**node.common(0), kernel=kernel, stride=stride, pads=pads)
 
 
-def _global_average_pool(node: _Node) -> Op:
+def _global_average_pool(node: Node) -> Op:
     return GlobalAveragePool(**node.common(0), axes=tuple(range(2, len(node.shape(0)))))
 
 
-def _reduce_mean(node: _Node) -> Op:
+def _reduce_mean(node: Node) -> Op:
     rank = len(node.shape(0))
     axes = node.get("axes", None) if not node.has(1) else [int(a) for a in node.need(1, "axes").reshape(-1)]
     if not axes:
         if node.get("noop_with_empty_axes", 0):
-            raise _No("ReduceMean without axes")
+            raise No("ReduceMean without axes")
         axes = range(rank)
     return GlobalAveragePool(
         **node.common(0), axes=tuple(sorted(a % rank for a in axes)), keepdims=bool(node.get("keepdims", 1))
@@ -310,9 +200,9 @@ def _reduce_mean(node: _Node) -> Op:
 # --- element-wise ---------------------------------------------------------------------------------------------------
 
 
-def _batch_norm(node: _Node) -> Op:
+def _batch_norm(node: Node) -> Op:
     if any(node.op.outputs[1:]) or node.get("training_mode", 0):
-        raise _No("BatchNormalization in training mode")
+        raise No("BatchNormalization in training mode")
     gamma, beta, mean, variance = (node.need(i, "parameters").astype(np.float64) for i in range(1, 5))
     scale = gamma / np.sqrt(variance + node.get("epsilon", 1e-5))
     if not np.isfinite(scale).all():
@@ -322,22 +212,22 @@ def _batch_norm(node: _Node) -> Op:
     return Affine(**node.common(0), scale=scale, shift=beta - mean * scale, axis=1)
 
 
-def _arithmetic(node: _Node) -> Op:
+def _arithmetic(node: Node) -> Op:
     """Add, Sub, Mul, Div: two tensors of one shape (Add), or a tensor and one constant per channel."""
     kind = node.kind
     values = [node.constant(0), node.constant(1)]
     if values[0] is None and values[1] is None:
         if kind != "Add":
-            raise _No(f"{kind} of two computed tensors")
+            raise No(f"{kind} of two computed tensors")
         if node.shape(0) != node.shape(1):
-            raise _No(f"Add of different shapes {list(node.shape(0))} and {list(node.shape(1))}")
+            raise No(f"Add of different shapes {list(node.shape(0))} and {list(node.shape(1))}")
         return Add(**node.common(0, 1), residual=True)
     index = 0 if values[0] is None else 1
     value = values[1 - index]
     if value is None or value.dtype not in (np.float32, np.float64):
-        raise _No(f"{kind} with a constant that is not a real number")
+        raise No(f"{kind} with a constant that is not a real number")
     if index == 1 and kind == "Div":
-        raise _No("division of a constant by a tensor")
+        raise No("division of a constant by a tensor")
     axis, channels = _channel_axis(node, index, value)
     constant = np.broadcast_to(value.astype(np.float64).reshape(-1), (channels,))
     one, zero = np.ones(channels), np.zeros(channels)
@@ -349,21 +239,21 @@ def _arithmetic(node: _Node) -> Op:
             "Div": (1.0 / constant, zero),
         }[kind]
     if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
-        raise _No(f"{kind} with a constant that is not finite")
+        raise No(f"{kind} with a constant that is not finite")
     if shift.min() <= NEVER:
-        raise _No(f"{kind} of a mask: {shift.min():g} leaves nothing of what it is added to")
+        raise No(f"{kind} of a mask: {shift.min():g} leaves nothing of what it is added to")
     return Affine(**node.common(index), scale=scale.copy(), shift=shift.copy(), axis=axis)
 
 
-def _channel_axis(node: _Node, index: int, value: Array) -> tuple[int, int]:
+def _channel_axis(node: Node, index: int, value: Array) -> tuple[int, int]:
     """The one axis along which a constant varies, and the tensor's size there."""
     shape = node.shape(index)
     if shape != node.graph.info(node.op.output).shape:
-        raise _No(f"{node.kind} that broadcasts the tensor")
+        raise No(f"{node.kind} that broadcasts the tensor")
     full = (1,) * (len(shape) - value.ndim) + value.shape
     varying = [axis for axis, n in enumerate(full) if n > 1]
     if len(varying) > 1:
-        raise _No(f"{node.kind} with a constant of shape {list(value.shape)}: it varies along more than the channels")
+        raise No(f"{node.kind} with a constant of shape {list(value.shape)}: it varies along more than the channels")
     if varying:
         return varying[0], shape[varying[0]]
     # One number for all: call it per channel along the axis that the neighbour would call its channels.
@@ -373,19 +263,19 @@ def _channel_axis(node: _Node, index: int, value: Array) -> tuple[int, int]:
     return axis, shape[axis]
 
 
-def _sum(node: _Node) -> Op:
+def _sum(node: Node) -> Op:
     if len(node.op.inputs) != 2:
-        raise _No(f"Sum of {len(node.op.inputs)} tensors")
+        raise No(f"Sum of {len(node.op.inputs)} tensors")
     if node.constant(0) is not None or node.constant(1) is not None or node.shape(0) != node.shape(1):
-        raise _No("Sum with a constant or of different shapes")
+        raise No("Sum with a constant or of different shapes")
     return Add(**node.common(0, 1), residual=True)
 
 
-def _function(function: Callable[[_Node], Function]) -> Callable[[_Node], Op]:
+def _function(function: Callable[[Node], Function]) -> Callable[[Node], Op]:
     return lambda node: Activation(**node.common(0), function=function(node))
 
 
-def _clip(node: _Node) -> Function:
+def _clip(node: Node) -> Function:
     low, high = (node.need(i, "bounds") if node.has(i) else None for i in (1, 2))
     return Function(
         kind="clip",
@@ -394,52 +284,60 @@ def _clip(node: _Node) -> Function:
     )
 
 
-def _prelu(node: _Node) -> Function:
+def _prelu(node: Node) -> Function:
     slope = node.need(1, "a slope")
     if slope.size != 1 and not (slope == slope.reshape(-1)[0]).all():
-        raise _No("PRelu with a slope per channel")
+        raise No("PRelu with a slope per channel")
     return Function(kind="leaky_relu", alpha=float(slope.reshape(-1)[0]))
 
 
-def _gelu(node: _Node) -> Function:
+def _gelu(node: Node) -> Function:
     return Function(kind="gelu_tanh" if node.get("approximate", b"none") == b"tanh" else "gelu")
 
 
-def _swish(node: _Node) -> Function:
+def _swish(node: Node) -> Function:
     alpha = float(np.float32(node.get("alpha", 1.0)))
     if alpha not in (1.0, float(np.float32(1.702))):
-        raise _No(f"Swish with alpha {alpha:g}")
+        raise No(f"Swish with alpha {alpha:g}")
+    return Function(kind="silu" if alpha == 1.0 else "quick_gelu")
+
+
+def _quick_gelu(node: Node) -> Function:
+    alpha = float(np.float32(node.get("alpha", 1.702)))
+    if alpha not in (1.0, float(np.float32(1.702))):
+        raise No(f"QuickGelu with alpha {alpha:g}")
     return Function(kind="silu" if alpha == 1.0 else "quick_gelu")
 
 
 # --- movement, quantisation -----------------------------------------------------------------------------------------
 
 
-def _reshape(node: _Node) -> Op:
+def _reshape(node: Node) -> Op:
     return Reshape(**node.common(0), shape=node.graph.shape(node.op.output))
 
 
-def _transpose(node: _Node) -> Op:
+def _transpose(node: Node) -> Op:
     rank = len(node.shape(0))
     return Transpose(**node.common(0), perm=tuple(node.get("perm", range(rank)[::-1])))
 
 
-def _concat(node: _Node) -> Op:
+def _concat(node: Node) -> Op:
     inputs = [i for i in node.op.inputs if i]
     constants = [i for i in inputs if i in node.graph.constants]
     if constants:
-        raise _No(f"Concat with the constant {constants[0]!r}")
+        raise No(f"Concat with the constant {constants[0]!r}")
     common = node.common() | {"inputs": tuple(inputs)}
     return Concat(**common, axis=node.get("axis", 1) % len(node.shape(0)))
 
 
-def _quant(node: _Node) -> Quant:
+def _quant(node: Node) -> Quant:
     scale = node.graph.constants.get(node.op.inputs[1])
     if scale is None:
-        raise _No(f"{node.kind} with a scale that is computed at run time")
-    zero = node.graph.constants.get(node.op.inputs[2]) if node.has(2) else np.zeros(1, np.uint8)
-    if zero is None or scale.size != 1 or zero.dtype not in (np.uint8, np.int8):
-        raise _No(f"{node.kind} that is not 8-bit with one scale per tensor")
+        raise No(f"{node.kind} with a scale that is computed at run time")
+    zero = node.graph.constants.get(node.op.inputs[2]) if node.has(2) else np.zeros((), _codes_type(node))
+    if zero is None or scale.size != 1 or zero.size != 1 or zero.dtype not in (np.uint8, np.int8):
+        what = "" if zero is None else f": {scale.size} scales of {zero.dtype}"
+        raise No(f"{node.kind} that is not 8-bit with one scale per tensor{what}")
     if not (np.isfinite(scale).all() and scale.reshape(-1)[0] > 0):
         raise ModelError(f"node {node.op.name!r}: scale {scale.reshape(-1)[0]!r} must be finite and above 0")
     return Quant(
@@ -449,17 +347,26 @@ def _quant(node: _Node) -> Quant:
     )
 
 
-def _quantise(node: _Node) -> Op:
+def _codes_type(node: Node) -> Any:
+    """Type of codes where no zero point says it."""
+    if node.kind == "DequantizeLinear":
+        found = node.graph.info(node.op.inputs[0]).dtype
+        return found if found != "unknown" else "uint8"
+    given = node.get("output_dtype", 0)
+    return helper.tensor_dtype_to_np_dtype(given) if given else np.uint8
+
+
+def _quantise(node: Node) -> Op:
     return Quantise(**node.common(0), quant=_quant(node))
 
 
-def _dequantise(node: _Node) -> Op:
+def _dequantise(node: Node) -> Op:
     if node.op.inputs[0] in node.graph.constants:
-        raise _No("a quantised constant that the host reads")
+        raise No("a quantised constant that the host reads")
     return Dequantise(**node.common(0), quant=_quant(node))
 
 
-_READERS: dict[str, Callable[[_Node], Op]] = {
+_READERS: dict[str, Callable[[Node], Op]] = {
     "Conv": _conv,
     "Gemm": _gemm,
     "MatMul": _matmul,
@@ -496,6 +403,9 @@ _READERS: dict[str, Callable[[_Node], Op]] = {
     "Softplus": _function(lambda _: Function(kind="softplus")),
     "Gelu": _function(_gelu),
     "Swish": _function(_swish),
+    "com.microsoft.Gelu": _function(lambda _: Function(kind="gelu")),
+    "com.microsoft.FastGelu": _function(lambda _: Function(kind="gelu_tanh")),
+    "com.microsoft.QuickGelu": _function(_quick_gelu),
     "Mish": _function(lambda _: Function(kind="mish")),
     "Reshape": _reshape,
     "Flatten": _reshape,

@@ -149,17 +149,30 @@ def _boundary(graph: Graph, ops: list[Host], inside: set[str]) -> tuple[list[str
     return list(inputs), list(views.values())
 
 
+_SECOND = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}
+"""Where the second operand of a product stands, if it is not the second input."""
+
+
 def _macs(graph: Graph, op: Host) -> int:
     """Multiply-accumulates of the operations that do nearly all of them."""
     kind = op.node.op_type
-    if kind not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+    shapes = [graph.info(t).shape if t else None for t in op.inputs]
+    at = _SECOND.get(kind, 1)
+    out, first, second = graph.info(op.output).shape, shapes[0] if shapes else None, None
+    if len(shapes) > at:
+        second = shapes[at]
+    if first is None or second is None:
         return 0
-    out, first, second = (graph.info(t).shape for t in (op.output, op.inputs[0], op.inputs[1]))
-    if out is None or first is None or second is None:
+    if kind in ("LSTM", "GRU", "RNN"):  # every step and sample meets all weights
+        recurrent = shapes[2] if len(shapes) > 2 else None
+        return prod(first[:2]) * (prod(second) + prod(recurrent or (0,)))
+    if out is None:
         return 0
-    if kind == "Conv":
+    if kind.endswith(("Conv", "ConvInteger")):
         return prod(out) * prod(second[1:])
     if kind == "ConvTranspose":
         return prod(first) * prod(second[1:])
-    transposed = kind == "Gemm" and any(a.name == "transA" and a.i for a in op.node.attribute)
-    return prod(out) * first[0 if transposed else -1]
+    if kind.endswith(("MatMul", "MatMulInteger", "MatMulIntegerToFloat", "Gemm")):
+        transposed = any(a.name == "transA" and a.i for a in op.node.attribute)
+        return prod(out) * first[-2 if transposed else -1]
+    return 0

@@ -4,6 +4,7 @@ Both passes work on untyped graphs, straight after import. They need each other:
 of Shape, Gather and Concat whose values are constants once the input's shape is known.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,14 @@ from onnx import helper, numpy_helper
 from gossamer.arch.errors import ModelError
 from gossamer.compiler.frontend.graph import Graph
 from gossamer.compiler.frontend.importer import SMALL, dtype_name
-from gossamer.compiler.frontend.ops import Array, Host, TensorInfo
+from gossamer.compiler.frontend.ops import Array, Host, Op, TensorInfo
 
-__all__ = ["evaluate", "fold_constants", "infer_shapes", "node_of"]
+__all__ = ["evaluate", "fold_constants", "infer_shapes", "node_of", "run_session"]
 
 FOLD_LIMIT = 1 << 28
 """No constant larger than this many elements is made."""
 
 _NEVER_FOLDED = {
-    "QuantizeLinear",
     "DequantizeLinear",  # its codes and scales are wanted as they are
     "RandomNormal",
     "RandomNormalLike",
@@ -37,7 +37,7 @@ def infer_shapes(graph: Graph) -> Graph:
     """Give every tensor its shape and dtype, as far as they do not depend on data."""
     before, now = (-1, -1), (0, 0)
     while now != before:
-        graph = fold_constants(_inferred(graph))
+        graph = fold_constants(_asked(_inferred(graph)))
         before, now = now, (len(graph), _unknown(graph))
         if not now[1]:
             break
@@ -51,17 +51,9 @@ def _unknown(graph: Graph) -> int:
 
 def _inferred(graph: Graph) -> Graph:
     """One run of ONNX's own inference, large constants standing in as inputs."""
-    inputs = [_value_info(graph.info(name)) for name in graph.inputs]
-    small = []
-    for name, value in graph.constants.items():
-        if value.size <= SMALL:
-            small.append(numpy_helper.from_array(value, name))
-        else:
-            inputs.append(_value_info(graph.info(name)))
-    nodes = [node_of(op) for op in graph if isinstance(op, Host)]
-    outputs = [onnx.ValueInfoProto(name=name) for name in graph.outputs]
-    body = helper.make_graph(nodes, graph.name, inputs, outputs, small)
-    model = helper.make_model(body, opset_imports=[helper.make_opsetid(d, v) for d, v in graph.opset.items()])
+    model = _light(graph, graph.outputs)
+    asked = [graph.info(t) for op in graph if _foreign(op) for t in op.outputs if t]
+    model.graph.value_info.extend(_value_info(info) for info in asked if info.shape is not None)
     try:
         found = onnx.shape_inference.infer_shapes(model, strict_mode=False, data_prop=True).graph
     except onnx.shape_inference.InferenceError as error:
@@ -71,6 +63,56 @@ def _inferred(graph: Graph) -> Graph:
         if value.type.HasField("tensor_type") and value.name not in graph.inputs:
             graph.tensors[value.name] = _info(value)
     return graph
+
+
+def _light(graph: Graph, outputs: Iterable[str]) -> onnx.ModelProto:
+    """The graph as a model without large constants, which are inputs instead."""
+    inputs = [_value_info(graph.info(name)) for name in graph.inputs]
+    small = []
+    for name, value in graph.constants.items():
+        if value.size <= SMALL:
+            small.append(numpy_helper.from_array(value, name))
+        else:
+            inputs.append(_value_info(graph.info(name)))
+    nodes = [node_of(op) for op in graph if isinstance(op, Host)]
+    body = helper.make_graph(nodes, graph.name, inputs, [onnx.ValueInfoProto(name=name) for name in outputs], small)
+    opsets = [helper.make_opsetid(d, v) for d, v in graph.opset.items()]
+    return helper.make_model(body, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets, True))
+
+
+def _foreign(op: Op) -> bool:
+    """Whether ONNX knows nothing of an operation, as of those that onnxruntime brings along."""
+    return isinstance(op, Host) and not onnx.defs.has(op.node.op_type, op.node.domain.removeprefix("ai.onnx"))
+
+
+def _asked(graph: Graph) -> Graph:
+    """Shapes of what ONNX does not know, as onnxruntime infers them; it knows its own operations."""
+    unknown = [t for op in graph if _foreign(op) for t in op.outputs if t and graph.info(t).shape is None]
+    if not unknown:
+        return graph
+    try:
+        found = run_session(_light(graph, unknown)).get_outputs()
+    except Exception:  # what cannot run says so when it should: here it only has no shapes
+        return graph
+    graph = graph.copy()
+    for value in found:
+        if value.type.startswith("tensor(") and all(isinstance(n, int) for n in value.shape):
+            dtype = _ORT_TYPES.get(value.type[len("tensor(") : -1], value.type[len("tensor(") : -1])
+            graph.tensors[value.name] = TensorInfo(name=value.name, shape=tuple(value.shape), dtype=dtype)
+    return graph
+
+
+_ORT_TYPES = {"float": "float32", "double": "float64"}
+"""numpy's names of types that onnxruntime calls otherwise."""
+
+
+def run_session(model: onnx.ModelProto) -> Any:
+    """An onnxruntime session for a model, quiet."""
+    import onnxruntime  # slow to import, and few models need it
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def node_of(op: Host) -> onnx.NodeProto:

@@ -1,0 +1,19 @@
+"""Operators that say in one word what standard operators say in several: of codes, fused, of dynamic quantisation.
+
+onnxruntime's quantiser and optimiser write them. Unfolded they are what the passes behind know already.
+"""
+
+from gossamer.compiler.frontend.dynamic import unfold_dynamic
+from gossamer.compiler.frontend.fused import unfold_fused
+from gossamer.compiler.frontend.graph import Graph
+from gossamer.compiler.frontend.qoperators import unfold_qoperators
+from gossamer.compiler.frontend.shapes import infer_shapes
+
+__all__ = ["unfold"]
+
+
+def unfold(graph: Graph) -> Graph:
+    """Replace such operators where that changes nothing; shapes are inferred anew."""
+    for unfolded in (unfold_qoperators, unfold_dynamic, unfold_fused):
+        graph = unfolded(graph)
+    return infer_shapes(graph)
