@@ -32,7 +32,7 @@ from gossamer.arch.numerics import make_requant
 from gossamer.kernels import BSR, CSR, NM, Dense, FloatCodes, Weight, prepare, prepare_float
 from gossamer.kernels import float_vectors as fv
 from gossamer.kernels.choose import usable_features
-from gossamer.kernels.intrinsics import mac_broadcast, start, store
+from gossamer.kernels.intrinsics import multiply, start, store
 from gossamer.kernels.vectors import aligned_empty
 
 SHAPES = {
@@ -68,10 +68,11 @@ TURNS = 100_000
 @njit
 def dot_peak(x: Any, w: Any, first: Any, out: Any) -> None:
     """Dot products on registers alone: 16 accumulators, operands that never change."""
-    acc = start((0, 0, 0, 0), (0, 0, 0, 0), first, 0)
+    starts, width = (0, 4, 8, 12), (0, 0, 0, 0)
+    acc = start(starts, width, (0,), None, first, 0)
     for _ in range(TURNS):
-        acc = mac_broadcast(acc, (0, 0, 0, 0), (0, 0, 0, 0), (0,), x, 0, 4, w, 0, None)
-    store(acc, (0, 0, 0, 0), out, 0, 256, 64)
+        acc = multiply(acc, width, (0,), None, x, starts, 0, w, 0, None)
+    store(acc, starts, out, 0, 64, 64)
 
 
 @njit

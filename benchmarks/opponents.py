@@ -46,15 +46,15 @@ def blas_kernel() -> str:
     return "unknown"
 
 
-def session(node: Any, constants: dict[str, Any], x: NDArray[Any], kind: int) -> Call:
-    """A model of one node, run on one thread with its input and output bound."""
+def session(node: Any, constants: dict[str, Any], x: NDArray[Any], kind: int, rank: int = 2) -> Call:
+    """A model of one node, run on one thread with its input and output bound; the latter of `rank` dimensions."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     graph = helper.make_graph(
         [node],
         "one",
         [helper.make_tensor_value_info("x", helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)],
-        [helper.make_tensor_value_info("y", kind, ["rows", "n"])],
+        [helper.make_tensor_value_info("y", kind, [f"d{i}" for i in range(rank)])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     opsets = [helper.make_opsetid("", 13), helper.make_opsetid("com.microsoft", 1)]

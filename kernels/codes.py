@@ -1,4 +1,4 @@
-"""`store_codes`: accumulators, requantised as gossamer.arch.numerics does it, bit for bit, to 8-bit codes in memory.
+"""`write_codes`: accumulators, requantised as gossamer.arch.numerics does it, bit for bit, to 8-bit codes in memory.
 
     v = acc * multiplier + ((residual - residual_zero_point) * residual_multiplier << (shift - residual_shift))
     code = clamp(v / 2**shift rounded half to even + zero_point, lo, hi),   and then table[code & 0xFF]
@@ -32,95 +32,76 @@ from gossamer.kernels.vectors import (
     VECTOR,
     WORDS,
     Site,
-    operation,
-    operation_of_any_type,
     splat,
 )
 
-__all__ = ["store_codes"]
+__all__ = ["write_codes"]
 
+_OUT, _OFFSET, _STRIDE, _COLUMNS, _CHANNEL, _RESIDUAL, _SCALE, _LIMITS, _MIXING, _TABLE = range(2, 12)
+"""The arguments of `finish` by their places, with the elements of `after` one by one."""
 _UNIT32, _UNIT64 = 1.5 * 2**23, 1.5 * 2**52
 _BITS32 = 0x4B400000
 """_UNIT32 as an integer."""
 _HALVES = (range(8), range(8, 16))
 
 
-@operation_of_any_type
-def store_codes(
-    typingctx: Any,
-    acc: Any,
-    width: Any,
-    out: Any,
-    offset: Any,
-    stride: Any,
-    columns: Any,
-    channel: Any,
-    scale: Any,
-    limits: Any,
-    residual: Any,
-    mixing: Any,
-    table: Any,
-    mode: Any,
-) -> tuple[Any, Any]:
-    """Row r of the tile, requantised, to the bytes out[offset + r * stride :][:columns].
+def write_codes(site: Site) -> Any:
+    """Code of `finish`: row r of the tile, requantised, to the bytes out[offset + r * stride :][:columns].
 
-    width : a tuple of 1, 2 or 4.  channel : the tile's first output, a multiple of 16.
-    scale : float32 [N], float64 [N] or int64 [N / 16, 3, 16], see the module.  limits : int64 (zero_point, lo, hi).
-    residual : int8 or uint8, at the same elements as out; any array where there is none.
-    mixing : None where there is no residual. Else with float64 its multiplier / 2**shift and -zero_point times that;
-        with int64 its multiplier, shift and zero point.
-    table : 256 bytes; or None.
+    A row has 1, 2 or 4 vectors.  channel : the tile's first output, a multiple of 16.
+    residual : int8 or uint8.
+    after = (scale, limits, mixing, table):
+        scale : float32 [N], float64 [N] or int64 [N / 16, 3, 16], see the module.
+        limits : int64 (zero_point, lo, hi).
+        mixing : None where there is no residual. Else with float64 its multiplier / 2**shift and -zero_point times
+            that; with int64 its multiplier, shift and zero point.
+        table : 256 bytes; or None.
     """
-
-    def body(site: Site) -> Any:
-        wide = len(width)
-        rescale = {types.float32: _by_float32, types.float64: _by_float64, types.int64: _by_int64}[scale.dtype]
-        vectors = site.vectors(0)
-        terms: list[Any] = [None] * len(vectors)
-        if not isinstance(mixing, types.NoneType):
-            terms = [_residual(site, i, wide) for i in range(len(vectors))]
-        integers = rescale(site, vectors, terms, wide)
-        zero, low, high = (site.broadcast(site.load(8, I64(8 * i), I64), WORDS) for i in range(3))
-        run = wide * LANES
-        for four in range(0, len(integers), 4):
-            chosen = integers[four : four + 4]
-            codes = _clamp(site, chosen + chosen[:1] * (4 - len(chosen)), zero, low, high)
-            if not isinstance(table, types.NoneType):
-                codes = _look_up(site, codes)
-            for begin in range(0, LANES * len(chosen), run):
-                r, c = divmod(four + begin // LANES, wide)
-                piece = codes if run == 64 else site.shuffle(codes, codes, range(begin, begin + run))
-                mask = site.mask(site.offset(site.arguments[5], -LANES, c), run)
-                site.masked_store(piece, site.address(2, _place(site, r, c), piece.type), mask)
-        return site.nothing()
-
-    given = (acc, width, out, offset, stride, columns, channel, scale, limits, residual, mixing, table, mode)
-    return operation(types.none, given, body)
+    rescale = {types.float32: _by_float32, types.float64: _by_float64, types.int64: _by_int64}
+    vectors = site.vectors(0)
+    wide = len(vectors) // len(site.types[1])
+    terms: list[Any] = [None] * len(vectors)
+    if not isinstance(site.types[_MIXING], types.NoneType):
+        terms = [_residual(site, i, wide) for i in range(len(vectors))]
+    integers = rescale[site.types[_SCALE].dtype](site, vectors, terms, wide)
+    zero, low, high = (site.broadcast(site.load(_LIMITS, I64(8 * i), I64), WORDS) for i in range(3))
+    run = wide * LANES
+    for four in range(0, len(integers), 4):
+        chosen = integers[four : four + 4]
+        codes = _clamp(site, chosen + chosen[:1] * (4 - len(chosen)), zero, low, high)
+        if not isinstance(site.types[_TABLE], types.NoneType):
+            codes = _look_up(site, codes)
+        for begin in range(0, LANES * len(chosen), run):
+            r, c = divmod(four + begin // LANES, wide)
+            piece = codes if run == 64 else site.shuffle(codes, codes, range(begin, begin + run))
+            mask = site.mask(site.offset(site.arguments[_COLUMNS], -LANES, c), run)
+            site.masked_store(piece, site.address(_OUT, _place(site, r, c), piece.type), mask)
+    return site.nothing()
 
 
 def _place(site: Site, r: int, c: int) -> Any:
     """Where out and residual hold the first element of row r, vector c."""
-    return site.offset(site.offset(site.arguments[3], site.arguments[4], r), LANES, c)
+    return site.offset(site.offset(site.arguments[_OFFSET], site.arguments[_STRIDE], r), LANES, c)
 
 
 def _residual(site: Site, i: int, wide: int) -> Any:
     """The residual's codes at a vector of the tile, <16 x i32>."""
     r, c = divmod(i, wide)
-    mask = site.mask(site.offset(site.arguments[5], -LANES, c), LANES)
+    mask = site.mask(site.offset(site.arguments[_COLUMNS], -LANES, c), LANES)
     vector = ir.VectorType(I8, LANES)
-    codes = site.masked_load(site.address(9, _place(site, r, c), vector), vector, mask)
-    extend = site.builder.sext if site.types[9].dtype == types.int8 else site.builder.zext
+    codes = site.masked_load(site.address(_RESIDUAL, _place(site, r, c), vector), vector, mask)
+    extend = site.builder.sext if site.types[_RESIDUAL].dtype == types.int8 else site.builder.zext
     return extend(codes, VECTOR)
 
 
 def _channel(site: Site, c: int, size: int) -> Any:
     """Bytes from the start of scale to output vector c, `size` for each output."""
-    return site.offset(site.builder.mul(site.arguments[6], I64(size)), LANES * size, c)
+    return site.offset(site.builder.mul(site.arguments[_CHANNEL], I64(size)), LANES * size, c)
 
 
 def _by_float32(site: Site, vectors: list[Any], terms: list[Any], wide: int) -> list[Any]:
     b = site.builder
-    scales = [site.load(7, _channel(site, c, 4), FLOATS) for c in range(wide)]
+    scales = [site.load(_SCALE, _channel(site, c, 4), FLOATS) for c in range(wide)]
     results = []
     for i, vector in enumerate(vectors):
         rounded = site.same("fma", b.sitofp(vector, FLOATS), scales[i % wide], splat(FLOATS, _UNIT32))
@@ -130,7 +111,9 @@ def _by_float32(site: Site, vectors: list[Any], terms: list[Any], wide: int) -> 
 
 def _by_float64(site: Site, vectors: list[Any], terms: list[Any], wide: int) -> list[Any]:
     b = site.builder
-    scales = [[site.load(7, site.offset(_channel(site, c, 8), 64, h), DOUBLES) for h in range(2)] for c in range(wide)]
+    scales = [
+        [site.load(_SCALE, site.offset(_channel(site, c, 8), 64, h), DOUBLES) for h in range(2)] for c in range(wide)
+    ]
     results = []
     for i, (vector, term) in enumerate(zip(vectors, terms, strict=True)):
         halves = []
@@ -140,7 +123,7 @@ def _by_float64(site: Site, vectors: list[Any], terms: list[Any], wide: int) -> 
                 rounded = site.same("fma", value, scales[i % wide][h], splat(DOUBLES, _UNIT64))
             else:
                 ratio, constant = (
-                    site.broadcast(site.load(10, I64(8 * k), ir.DoubleType()), DOUBLES) for k in range(2)
+                    site.broadcast(site.load(_MIXING, I64(8 * k), ir.DoubleType()), DOUBLES) for k in range(2)
                 )
                 added = site.same("fma", b.sitofp(site.shuffle(term, term, lanes), DOUBLES), ratio, constant)
                 rounded = b.fadd(site.same("fma", value, scales[i % wide][h], added), splat(DOUBLES, _UNIT64))
@@ -157,10 +140,10 @@ def _by_int64(site: Site, vectors: list[Any], terms: list[Any], wide: int) -> li
         halves = []
         for h, lanes in enumerate(_HALVES):
             at = site.offset(_channel(site, i % wide, 24), 64, h)
-            multiplier, shift, base = (site.load(7, site.offset(at, 128, k), LONGS) for k in range(3))
+            multiplier, shift, base = (site.load(_SCALE, site.offset(at, 128, k), LONGS) for k in range(3))
             value = b.add(b.mul(b.sext(site.shuffle(vector, vector, lanes), LONGS), multiplier), base)
             if term is not None:
-                by, right, zero = (site.broadcast(site.load(10, I64(8 * k), I64), LONGS) for k in range(3))
+                by, right, zero = (site.broadcast(site.load(_MIXING, I64(8 * k), I64), LONGS) for k in range(3))
                 moved = b.mul(b.sub(b.sext(site.shuffle(term, term, lanes), LONGS), zero), by)
                 value = b.add(value, b.shl(moved, b.sub(shift, right)))
             # The half is in: where nothing remains there was a half, and the even neighbour is the one below.
@@ -190,8 +173,8 @@ def _look_up(site: Site, codes: Any) -> Any:
     """table[code] of 64 codes: each half of the table by its own permutation of two vectors."""
     b = site.builder
     if "avx512vbmi" not in site.features:
-        return site.gather(site.address(11, I64(0), I8), codes)
-    quarters = [site.load(11, I64(64 * i), BYTES) for i in range(4)]
+        return site.gather(site.address(_TABLE, I64(0), I8), codes)
+    quarters = [site.load(_TABLE, I64(64 * i), BYTES) for i in range(4)]
     kind = ir.FunctionType(BYTES, [BYTES] * 3)
     low, high = (
         site.call("llvm.x86.avx512.vpermi2var.qi.512", kind, quarters[i], codes, quarters[i + 1]) for i in (0, 2)

@@ -1,95 +1,136 @@
 """A convolution made ready once, on activations with channels last: `prepare_conv(weight, ...)`.
 
-A pixel's window is not copied together: the rows of a window lie in the padded map as they are, so an entry of the
-packed weight only has another offset there than in a row of a matrix. All pixels of an output line are one call of
-the matrix kernel, whose rows are then `stride * channels` codes apart. A kernel of 1 x 1 without stride and padding is
-a matrix product and reads the map itself.
+Windows are not copied together (kernels/windows.py): they are rows of the matrix kernel that begin anywhere in the
+padded map, and an entry of the packed weight only has another offset there than in a row of a matrix. A kernel of
+1 x 1 without stride and padding is a matrix product and reads the map itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.arch.errors import ModelError
-from gossamer.kernels.checks import check_array, check_int, to_int_tuple
+from gossamer.arch.jit import jit
+from gossamer.kernels.checks import check_array
 from gossamer.kernels.choose import Decision
-from gossamer.kernels.conv import window_count
 from gossamer.kernels.formats import BSR, CSR, NM, Dense, Weight
-from gossamer.kernels.layer import Codes, Layer, Vectorised, prepare
+from gossamer.kernels.layer import Layer, prepare
+from gossamer.kernels.vectorised import Vectorised
+from gossamer.kernels.vectors import aligned_empty, scratch
+from gossamer.kernels.windows import Windows, make_windows
 
 __all__ = ["ConvLayer", "prepare_conv"]
 
-_WINDOW = 64
-"""Codes an entry of a packed weight reads at most."""
+_REACH = 64
+"""Bytes an entry of a packed weight reads at most."""
+_BATCHES = 8
+"""Numbers of maps that a layer remembers."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ConvLayer:
-    """A convolution ready to be applied: `layer(x)`. Made by `prepare_conv`.
+    """A convolution ready to be applied: `layer(x)`. Made by `prepare_conv` and `prepare_float_conv`.
 
-    layer : its matrix product.  size : (H, W) of a map, channels, and (out_h, out_w) of the result.
-    stride : (vertical, horizontal).  pads : (top, left, bottom, right).
-    offsets : of the weight's entries in the padded map; None: the map is the matrix.
+    layer : its matrix product.  windows : its rows.  activation : dtype of x.
+    bits : dtype of as many bits, unsigned.  fill : what the map is padded with, as the kernel sees it.
+    flip : what turns an element into what the kernel sees, by exclusive or.
+    direct : whether windows lie in x itself: there is no padding, and nothing is read beyond a window.
+    known : by the number of maps, where each window begins, in bytes.
     """
 
     layer: Layer
+    windows: Windows
     activation: np.dtype[Any]
-    zero_point: int
-    size: tuple[int, int]
-    channels: int
-    out_size: tuple[int, int]
-    stride: tuple[int, int]
-    pads: tuple[int, int, int, int]
-    offsets: NDArray[np.int64] | None
+    bits: np.dtype[Any]
+    fill: Any
+    flip: Any
+    direct: bool
+    known: dict[int, NDArray[np.int64]] = field(default_factory=dict, repr=False)
 
     @property
     def why(self) -> Decision:
         """The kernel, and the reason for it."""
         return self.layer.why
 
-    def __call__(self, x: Codes, *, residual: Codes | None = None, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """The result [batch, out_h, out_w, N] for codes x [batch, H, W, channels].
+    def __call__(
+        self, x: NDArray[Any], *, residual: NDArray[Any] | None = None, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """The result [batch, out_h, out_w, N] for x [batch, H, W, channels].
 
         residual, out : as of `Layer`, of the shape of the result. Raises ModelError when an argument does not fit.
         """
+        windows, n = self.windows, self.layer.shape[0]
         check_array("x", x, [self.activation.type], 4)
-        if x.shape[1:] != (*self.size, self.channels):
+        batch, height, width, channels = x.shape
+        if (height, width) != windows.size or channels != windows.channels:
             raise ModelError(
-                f"x must have shape (batch, {self.size[0]}, {self.size[1]}, {self.channels}), not {x.shape}"
+                f"x must have shape (batch, {windows.size[0]}, {windows.size[1]}, {windows.channels}), not {x.shape}"
             )
-        shape = (x.shape[0], *self.out_size, self.layer.shape[0])
+        down, across = windows.out_size
+        shape = (batch, down, across, n)
         if out is None:
-            out = np.empty(shape, self.layer.result)
+            out = aligned_empty(shape, self.layer.result)
         for name, array in (("out", out), ("residual", residual)):
             if array is not None and (array.shape != shape or not array.flags.c_contiguous):
                 raise ModelError(f"{name} must be C-contiguous and of shape {shape}, not {array.shape}")
-        rows = (shape[0] * shape[1] * shape[2], shape[3])
-        flat, added = out.reshape(rows), None if residual is None else residual.reshape(rows)
-        if self.offsets is None:
-            self.layer(x.reshape(rows[0], self.channels), residual=added, out=flat)
-        elif rows[0]:
-            self._on_lines(x, added, flat)
+        rows = batch * down * across
+        flat, added = out.reshape(rows, n), None if residual is None else residual.reshape(rows, n)
+        if windows.is_matrix:
+            self.layer(x.reshape(rows, channels), residual=added, out=flat)
+        elif rows:
+            line = np.ascontiguousarray(x).reshape(-1) if self.direct else self._padded(x)
+            self._on_windows(line, flat, added, batch)
         return out
 
-    def _on_lines(self, x: Codes, residual: Codes | None, out: NDArray[Any]) -> None:
-        assert self.offsets is not None
-        assert isinstance(self.layer.run, Vectorised)
-        top, left, bottom, right = self.pads
-        batch, height, width, channels = x.shape
-        tall, wide = top + height + bottom, left + width + right
-        out_h, out_w = self.out_size
-        first = np.arange(batch)[:, None] * tall + np.arange(out_h) * self.stride[0]
-        begins = first.ravel() * (wide * channels)
-        pitch = self.stride[1] * channels
-        used = batch * tall * wide * channels
-        flip = 128 if x.dtype == np.int8 else 0
-        reach = int(begins[-1]) + out_w * pitch + int(self.offsets.max(initial=0)) + _WINDOW
-        padded = np.full(max(used, reach), self.zero_point + flip, dtype=np.uint8)
-        map_ = padded[:used].reshape(batch, tall, wide, channels)
-        np.bitwise_xor(x.view(np.uint8), np.uint8(flip), out=map_[:, top : top + height, left : left + width])
-        self.layer.run.on_lines(padded, out, residual, begins, out_w, pitch, self.offsets)
+    def _on_windows(self, line: NDArray[Any], out: NDArray[Any], residual: NDArray[Any] | None, batch: int) -> None:
+        """line : the padded maps, one after the other."""
+        if batch not in self.known:
+            if len(self.known) >= _BATCHES:
+                self.known.clear()
+            self.known[batch] = self.windows.starts(batch) * line.itemsize
+        begins = self.known[batch]
+        if isinstance(self.layer.run, Vectorised):
+            self.layer.check(out.shape[0], out, residual)
+            self.layer.run(line, out, residual, begins)
+        else:
+            inputs = (self.windows.piece_starts[:, None] + np.arange(self.windows.pieces[1])).reshape(-1)
+            self.layer(line[begins[:, None] // line.itemsize + inputs], residual=residual, out=out)
+
+    def _padded(self, x: NDArray[Any]) -> NDArray[Any]:
+        """The maps with their padding and `_REACH` elements after them, in memory that the calling thread keeps."""
+        top, left, _, _ = self.windows.pads
+        tall, wide = self.windows.padded_size
+        flat: NDArray[Any] = scratch((x.shape[0] * tall * wide * x.shape[3] + _REACH) * x.itemsize).view(self.bits)
+        _pad(np.ascontiguousarray(x).view(self.bits), flat, self.fill, self.flip, top, left, tall, wide)
+        return flat if self.activation.kind == "u" or self.flip else flat.view(self.activation)
+
+
+@jit
+def _pad(
+    x: NDArray[Any],
+    out: NDArray[Any],
+    fill: np.unsignedinteger[Any],
+    flip: np.unsignedinteger[Any],
+    top: int,
+    left: int,
+    tall: int,
+    wide: int,
+) -> None:
+    """x ^ flip [batch, H, W, channels] in the midst of maps of tall * wide pixels in out, which are fill around it."""
+    batch, height, width, channels = x.shape
+    for b in range(batch):
+        for i in range(tall):
+            line = out[(b * tall + i) * wide * channels : (b * tall + i + 1) * wide * channels]
+            if i < top or i >= top + height:
+                line[:] = fill
+                continue
+            line[: left * channels] = fill
+            line[(left + width) * channels :] = fill
+            source, inner = x[b, i - top].reshape(-1), line[left * channels : (left + width) * channels]
+            for j in range(source.size):
+                inner[j] = source[j] ^ flip
 
 
 def prepare_conv(
@@ -114,59 +155,61 @@ def prepare_conv(
     activation, zero_point, result and options : as of `prepare`; convolutions have one thread.
     Raises ModelError when an argument does not fit, or when the window is larger than the padded map.
     """
-    high, wide = to_int_tuple("kernel", kernel, 2, 1)
-    down, across = to_int_tuple("stride", stride, 2, 1)
-    apart_h, apart_w = to_int_tuple("dilation", dilation, 2, 1)
-    top, left, bottom, right = to_int_tuple("pads", pads, 4, 0)
-    height, width = to_int_tuple("size", size, 2, 1)
-    check_int("channels", channels, 1)
+    windows = make_windows(
+        size=size, channels=channels, kernel=kernel, stride=stride, pads=pads, dilation=dilation
+    )  # fmt: skip
     if "threads" in options or "segment" in options:
         raise ModelError("threads and segment must not be given: a convolution has one thread, and segments of its own")
-    if weight.shape[1] != high * wide * channels:
-        raise ModelError(f"weight must have {high} * {wide} * {channels} inputs, not {weight.shape[1]}")
-    out_size = (
-        window_count(height, high, down, apart_h, top, bottom),
-        window_count(width, wide, across, apart_w, left, right),
-    )
-    if min(out_size) < 1:
-        raise ModelError(f"kernel must fit the padded map, not be {high} x {wide} with dilation {dilation}")
-    result = result or activation
-    if (high, wide) == (down, across) == (1, 1) and not any((top, left, bottom, right)):
-        made: dict[str, Any] = {"activation": activation, "zero_point": zero_point}
-        offsets, layer = None, prepare(weight, result=result, **made, **options)  # type: ignore[arg-type]
+    number, length = windows.pieces
+    if weight.shape[1] != number * length:
+        raise ModelError(
+            f"weight must have {windows.kernel[0]} * {windows.kernel[1]} * {channels} inputs, not {weight.shape[1]}"
+        )
+    made: dict[str, Any] = {"result": result or activation, **options}
+    signed = activation == "int8" and not windows.is_matrix
+    flip = 128 if signed else 0
+    if windows.is_matrix:
+        layer = prepare(weight, activation=activation, zero_point=zero_point, **made)  # type: ignore[arg-type]
+        segment = length
     else:
-        # Codes lie side by side along a kernel row, or with dilation only within a pixel.
-        taps = (high, wide * channels) if apart_w == 1 else (high * wide, channels)
-        segment = -(-taps[1] // _WINDOW) * _WINDOW
-        made = {"activation": "uint8", "zero_point": zero_point + (128 if activation == "int8" else 0)}
-        layer = prepare(_spread(weight, taps, segment), result=result, segment=segment, **made, **options)  # type: ignore[arg-type]
-        if not isinstance(layer.run, Vectorised):
-            raise ModelError("a convolution of packed weights needs compiled code, and NUMBA_DISABLE_JIT is set")
-        pixel = channels * (left + width + right)
-        which, rest = np.divmod(layer.run.places, segment)
-        row, column = (which, 0 * which) if apart_w == 1 else np.divmod(which, wide)
-        offsets = row * (apart_h * pixel) + column * (apart_w * channels) + rest
+        made |= {"activation": "uint8" if signed else activation, "zero_point": zero_point + flip}
+        segment = _segment(weight, length)
+        layer = prepare(_spread(weight, (number, length), segment), segment=segment, **made)
+        if isinstance(layer.run, Vectorised):
+            which, rest = np.divmod(layer.run.places, segment)
+            layer = replace(layer, run=layer.run.placed(windows.piece_starts[which] + rest))
+        else:
+            layer = prepare(weight, **made)
     return ConvLayer(
         layer=layer,
+        windows=windows,
         activation=np.dtype(activation),
-        zero_point=zero_point,
-        size=(height, width),
-        channels=channels,
-        out_size=out_size,
-        stride=(down, across),
-        pads=(top, left, bottom, right),
-        offsets=offsets,
+        bits=np.dtype(np.uint8),
+        fill=np.uint8((zero_point + flip) & 0xFF),
+        flip=np.uint8(flip),
+        direct=not (flip or any(windows.pads)) and segment == length,
     )
 
 
-def _spread(weight: Weight, taps: tuple[int, int], segment: int) -> Weight:
-    """The weight with zeros after each of its taps[0] times taps[1] inputs, up to `segment`, in its own format."""
+def _segment(weight: Weight, length: int) -> int:
+    """Inputs that a piece of a window takes in the packed weight: no entry reaches over its end."""
+    if isinstance(weight, Dense):
+        return length + -length % 4
+    if isinstance(weight, BSR) and weight.block[0] % 16 == weight.block[1] % 4 == 0:
+        return length + -length % weight.block[1]
+    return length + -length % _REACH
+
+
+def _spread(weight: Weight, pieces: tuple[int, int], segment: int) -> Weight:
+    """The weight with zeros after each of its pieces[0] times pieces[1] inputs, up to `segment`, in its own format."""
+    if pieces[1] == segment:
+        return weight
     dense = weight.to_dense()
-    spread = np.zeros((dense.shape[0], taps[0], segment), np.int8)
-    spread[:, :, : taps[1]] = dense.reshape(-1, *taps)
+    spread = np.zeros((dense.shape[0], pieces[0], segment), np.int8)
+    spread[:, :, : pieces[1]] = dense.reshape(-1, *pieces)
     matrix = spread.reshape(dense.shape[0], -1)
     if isinstance(weight, BSR) and segment % weight.block[1] == 0:
         return BSR.from_dense(matrix, block=weight.block)
-    if isinstance(weight, NM) and taps[1] % weight.m == 0 and segment % weight.m == 0:
+    if isinstance(weight, NM) and pieces[1] % weight.m == 0 and segment % weight.m == 0:
         return NM.from_dense(matrix, n=weight.n, m=weight.m)
     return Dense.from_dense(matrix) if isinstance(weight, Dense) else CSR.from_dense(matrix)

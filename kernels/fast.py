@@ -1,4 +1,4 @@
-"""Products of rows of codes with a packed weight, by vectors, and what follows them fused: compiled, and trusting.
+"""Products of rows with a packed weight, by vectors, and what follows them fused: compiled, and trusting.
 
     out = (x - zero_point) @ weight.T     x : uint8 or int8 codes [rows, K], C-contiguous;  weight : [N, K], packed
 
@@ -9,17 +9,24 @@ Rows are worked on by tiles of `height`; the last tile overlaps the one before i
 rows meets one group of outputs after the other, so that the group's weights come from the nearest cache for all of its
 tiles but the first.
 
-Arguments of both kernels, after x, out and residual (any array where there is none: see `store_codes`), which a caller
-chooses anew for each call:
+    product          a range of rows and of groups
+    product_parts    all of them in parts, which threads share
 
-    data, pointers, places       see kernels/pack.py
-    first                        int32 [groups, accumulators of a row, 16]: what they start from
-    scale                        None for int32 sums. Else codes come out, and limits, mixing, table are of the
-                                 requantisation: see kernels/codes.py
-    height, width, panel, ...    tuples whose lengths are what counts, since a length is a type: kernels/intrinsics.py
-    strip                        rows of a strip, a multiple of the height of a tile
-    mode                         None, or () for portable code: kernels/vectors.py
-    begin, end                   groups that are computed
+Arguments, after x and out, which a caller chooses anew for each call:
+
+    residual         any array where there is none
+    begins           None, or int64 [rows]: at which of its bytes each row begins in x, which then is [1, anything]
+    packed           (data, pointers, places) of kernels/pack.py, and first, int32 [groups, accumulators of a row, 16]:
+                     what they start from
+    after            None for int32 sums. Else what follows them: see `finish`
+    height, width,   tuples whose lengths are what counts, since a length is a type: kernels/intrinsics.py. by : dwords
+    by, run          with kernels dense and blocks, share with select and shared; run : steps of an entry
+    picked           None with kernels dense and blocks, () with select and shared
+    outputs          of a group
+    strip            about how many rows are a strip, at least the height of a tile
+    mode             None, or () for portable code: kernels/vectors.py
+
+What is None is not compiled.
 """
 
 from typing import Any
@@ -27,283 +34,81 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gossamer.arch.jit import jit, parallel_jit, prange
-from gossamer.kernels.intrinsics import (
-    fold,
-    load_int64,
-    mac_broadcast,
-    mac_select,
-    rows,
-    start,
-    store,
-    store_codes,
-    weave,
-)
+from gossamer.kernels.intrinsics import finish, load_int64, look, multiply, row_starts, settle, start
 
-__all__ = ["broadcast", "broadcast_lines", "broadcast_parts", "select", "select_lines", "select_parts"]
+__all__ = ["product", "product_parts"]
 
 
 @jit
-def broadcast(
+def product(
     x: NDArray[Any],
     out: NDArray[Any],
     residual: NDArray[Any],
-    data: Any,
-    pointers: Any,
-    places: Any,
-    first: Any,
-    scale: Any,
-    limits: Any,
-    mixing: Any,
-    table: Any,
+    begins: Any,
+    packed: Any,
+    after: Any,
     height: Any,
     width: Any,
-    panel: Any,
-    dwords: Any,
+    by: Any,
     run: Any,
+    picked: Any,
+    outputs: int,
     strip: int,
     mode: Any,
+    top: int,
+    bottom: int,
     begin: int,
     end: int,
 ) -> None:
-    """Kernels dense and blocks. out : int32 or bytes [rows, N], rows >= the height of a tile."""
-    count, columns = out.shape
-    stride = x.shape[1]
-    for top in range(0, count, strip):
+    """out : [rows, N], of which rows [top, bottom), at least a tile, and outputs of groups [begin, end) are written."""
+    data, pointers, places, first = packed
+    columns, step = out.shape[1], strip // len(height) * len(height)
+    for upper in range(top, bottom, step):
         for group in range(begin, end):
-            channel = group * 16 * len(panel)
-            for tile in range(top, min(top + strip, count), len(height)):
-                row = min(tile, count - len(height))
-                acc = start(height, width, first, group * 64 * len(width))
-                at = load_int64(pointers, group) * len(run) * len(width) * 64
+            channel = group * outputs
+            for tile in range(upper, min(upper + step, bottom), len(height)):
+                row = min(tile, bottom - len(height))
+                starts = row_starts(height, begins, row, x.strides[0])
+                acc = start(starts, width, by, picked, first, group)
+                number = load_int64(pointers, group) * len(run)
                 for entry in range(load_int64(pointers, group), load_int64(pointers, group + 1)):
-                    left = row * stride + load_int64(places, entry)
-                    for _ in range(len(run)):
-                        acc = mac_broadcast(acc, height, width, dwords, x, left, stride, data, at, mode)
-                        left += 4 * len(dwords)
-                        at += 64 * len(width)
-                sums = fold(acc, dwords)
-                place, left_over = row * columns + channel, columns - channel
-                if scale is None:
-                    store(sums, panel, out, place * 4, columns * 4, left_over)
-                else:
-                    store_codes(
-                        sums,
-                        panel,
-                        out,
-                        place,
-                        columns,
-                        left_over,
-                        channel,
-                        scale,
-                        limits,
-                        residual,
-                        mixing,
-                        table,
-                        mode,
-                    )
-
-
-@jit
-def select(
-    x: NDArray[Any],
-    out: NDArray[Any],
-    residual: NDArray[Any],
-    data: Any,
-    pointers: Any,
-    places: Any,
-    first: Any,
-    scale: Any,
-    limits: Any,
-    mixing: Any,
-    table: Any,
-    height: Any,
-    width: Any,
-    panel: Any,
-    share: Any,
-    run: Any,
-    strip: int,
-    mode: Any,
-    begin: int,
-    end: int,
-) -> None:
-    """Kernels select and shared. out : int32 or bytes [rows, N], rows >= the height of a tile."""
-    count, columns = out.shape
-    stride = x.shape[1]
-    for top in range(0, count, strip):
-        for group in range(begin, end):
-            channel = group * 16 * len(panel)
-            for tile in range(top, min(top + strip, count), len(height)):
-                row = min(tile, count - len(height))
-                acc = start(height, panel, first, group * 64 * len(panel))
-                at = load_int64(pointers, group) * len(run) * len(width) * (1 + len(share)) * 64
-                for window in range(load_int64(pointers, group), load_int64(pointers, group + 1)):
-                    seen = rows(height, x, row * stride + load_int64(places, window), stride)
-                    for _ in range(len(run)):
-                        acc = mac_select(acc, width, share, seen, data, at, mode)
-                        at += len(width) * (1 + len(share)) * 64
-                sums = weave(acc, share)
-                place, left_over = row * columns + channel, columns - channel
-                if scale is None:
-                    store(sums, panel, out, place * 4, columns * 4, left_over)
-                else:
-                    store_codes(
-                        sums,
-                        panel,
-                        out,
-                        place,
-                        columns,
-                        left_over,
-                        channel,
-                        scale,
-                        limits,
-                        residual,
-                        mixing,
-                        table,
-                        mode,
-                    )
-
-
-@jit
-def _part(count: int, groups: int, height: int, part: int, parts: int) -> tuple[int, int, int, int]:
-    """Rows and groups of one of `parts`: some tiles of rows, or where there are too few of them some groups."""
-    tiles = count // height
-    if tiles < parts:
-        return 0, count, groups * part // parts, groups * (part + 1) // parts
-    bottom = count if part == parts - 1 else tiles * (part + 1) // parts * height
-    return tiles * part // parts * height, bottom, 0, groups
+                    seen = look(x, starts, load_int64(places, entry), picked)
+                    for piece in range(len(run)):
+                        acc = multiply(acc, width, by, picked, x, seen, piece, data, number, mode)
+                        number += 1
+                sums, place = settle(acc, by, picked), row * columns + channel
+                finish(sums, starts, out, place, columns, columns - channel, channel, residual, after, mode)
 
 
 @parallel_jit
-def broadcast_parts(
-    x: NDArray[Any],
-    out: NDArray[Any],
-    residual: NDArray[Any],
-    data: Any,
-    pointers: Any,
-    places: Any,
-    first: Any,
-    scale: Any,
-    limits: Any,
-    mixing: Any,
-    table: Any,
-    height: Any,
-    width: Any,
-    panel: Any,
-    dwords: Any,
-    run: Any,
-    strip: int,
-    mode: Any,
-    parts: int,
-) -> None:
-    """The same in parts, which threads share."""
-    count, groups = x.shape[0], pointers.size - 1
-    for part in prange(parts):
-        top, bottom, begin, end = _part(count, groups, len(height), part, parts)
-        broadcast(
-            x[top:bottom], out[top:bottom], residual[top:bottom],
-            data, pointers, places, first, scale, limits, mixing, table,
-            height, width, panel, dwords, run, strip, mode, begin, end,
-        )  # fmt: skip
-
-
-@parallel_jit
-def select_parts(
-    x: NDArray[Any],
-    out: NDArray[Any],
-    residual: NDArray[Any],
-    data: Any,
-    pointers: Any,
-    places: Any,
-    first: Any,
-    scale: Any,
-    limits: Any,
-    mixing: Any,
-    table: Any,
-    height: Any,
-    width: Any,
-    panel: Any,
-    share: Any,
-    run: Any,
-    strip: int,
-    mode: Any,
-    parts: int,
-) -> None:
-    """The same in parts, which threads share."""
-    count, groups = x.shape[0], pointers.size - 1
-    for part in prange(parts):
-        top, bottom, begin, end = _part(count, groups, len(height), part, parts)
-        select(
-            x[top:bottom], out[top:bottom], residual[top:bottom],
-            data, pointers, places, first, scale, limits, mixing, table,
-            height, width, panel, share, run, strip, mode, begin, end,
-        )  # fmt: skip
-
-
-@jit
-def broadcast_lines(
+def product_parts(
     x: NDArray[Any],
     out: NDArray[Any],
     residual: NDArray[Any],
     begins: Any,
-    count: int,
-    pitch: int,
-    data: Any,
-    pointers: Any,
-    places: Any,
-    first: Any,
-    scale: Any,
-    limits: Any,
-    mixing: Any,
-    table: Any,
+    packed: Any,
+    after: Any,
     height: Any,
     width: Any,
-    panel: Any,
-    dwords: Any,
+    by: Any,
     run: Any,
+    picked: Any,
+    outputs: int,
     strip: int,
     mode: Any,
+    parts: int,
 ) -> None:
-    """The same on `count` rows, `pitch` codes apart, from each of begins on: x [codes], out [lines * count, N]."""
-    for line in range(begins.size):
-        top, begin = line * count, load_int64(begins, line)
-        broadcast(
-            x[begin : begin + count * pitch].reshape(count, pitch), out[top : top + count],
-            residual[top : top + count],
-            data, pointers, places, first, scale, limits, mixing, table,
-            height, width, panel, dwords, run, strip, mode, 0, pointers.size - 1,
-        )  # fmt: skip
-
-
-@jit
-def select_lines(
-    x: NDArray[Any],
-    out: NDArray[Any],
-    residual: NDArray[Any],
-    begins: Any,
-    count: int,
-    pitch: int,
-    data: Any,
-    pointers: Any,
-    places: Any,
-    first: Any,
-    scale: Any,
-    limits: Any,
-    mixing: Any,
-    table: Any,
-    height: Any,
-    width: Any,
-    panel: Any,
-    share: Any,
-    run: Any,
-    strip: int,
-    mode: Any,
-) -> None:
-    """The same on `count` rows, `pitch` codes apart, from each of begins on: x [codes], out [lines * count, N]."""
-    for line in range(begins.size):
-        top, begin = line * count, load_int64(begins, line)
-        select(
-            x[begin : begin + count * pitch].reshape(count, pitch), out[top : top + count],
-            residual[top : top + count],
-            data, pointers, places, first, scale, limits, mixing, table,
-            height, width, panel, share, run, strip, mode, 0, pointers.size - 1,
+    """parts : how many; some tiles of rows each, or where there are too few of them some groups."""
+    count, groups = out.shape[0], packed[1].size - 1
+    tiles = count // len(height)
+    for part in prange(parts):
+        top, bottom, begin, end = 0, count, 0, groups
+        if tiles < parts:
+            begin, end = groups * part // parts, groups * (part + 1) // parts
+        else:
+            top = tiles * part // parts * len(height)
+            bottom = count if part == parts - 1 else tiles * (part + 1) // parts * len(height)
+        product(
+            x, out, residual, begins, packed, after, height, width, by, run, picked, outputs, strip, mode,
+            top, bottom, begin, end,
         )  # fmt: skip

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.arch.errors import ModelError
-from gossamer.arch.jit import entry, start_compiler
+from gossamer.arch.jit import start_compiler
 from gossamer.arch.numerics import Requant
-from gossamer.kernels import fast
 from gossamer.kernels.bounds import max_accumulator
 from gossamer.kernels.checks import check_array, check_int, check_zero_point
 from gossamer.kernels.choose import Decision, usable_features
@@ -24,14 +23,15 @@ from gossamer.kernels.formats import Weight
 from gossamer.kernels.matmul import spmm
 from gossamer.kernels.pack import Packed, pack
 from gossamer.kernels.scaling import Scaling, make_scaling
+from gossamer.kernels.vectorised import Calls, Vectorised
 from gossamer.kernels.vectors import aligned_empty
 
-__all__ = ["Layer", "Vectorised", "prepare"]
+__all__ = ["Layer", "prepare"]
 
 Codes = NDArray[np.int8] | NDArray[np.uint8]
 CodeType = Literal["int8", "uint8"]
-Run = Callable[[Codes, NDArray[Any], Codes | None], object]
-"""Computes a layer on arguments that have been checked: x, out, residual."""
+Run = Callable[[Codes, NDArray[Any], Codes | None], Calls | None]
+"""Computes a layer on arguments that have been checked: x, out, residual. What it returns: see `Vectorised`."""
 
 _TILES = {
     ("dense", 4, 1): 6,
@@ -48,8 +48,6 @@ _TILES = {
 Without a dot product there is little to gain, and it is 2."""
 _SHAPES = 64
 """Shapes of activations that a layer remembers."""
-_STRIP, _NEAR = 24, 10_000
-"""Rows, about, that meet a group's weights while they are in the nearest cache, if the weights are so few bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +57,7 @@ class Layer:
     shape : (N, K).  why : the kernel, and the reason for it.
     activation : dtype of x.  residual : dtype of a call's second operand, or None.
     result : dtype of what a call returns: int32 sums without a requantisation, else codes.
-    known : by the shape of an x without residual, the shape of its result, compiled code and its constant arguments.
+    known : by the shape of an x without residual, the shape of its result and the compiled calls that make it.
     """
 
     shape: tuple[int, int]
@@ -68,7 +66,7 @@ class Layer:
     residual: np.dtype[Any] | None
     result: np.dtype[Any]
     run: Run
-    known: dict[tuple[int, ...], tuple[Any, ...]] = field(default_factory=dict, repr=False)
+    known: dict[tuple[int, ...], tuple[tuple[int, int], Calls]] = field(default_factory=dict, repr=False)
 
     def __call__(self, x: Codes, *, residual: Codes | None = None, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """The layer's result [rows, N] for x [rows, K], rows >= 0.
@@ -82,9 +80,10 @@ class Layer:
         if type(x) is np.ndarray and type(out) is np.ndarray and residual is None:
             known = self.known.get(x.shape)
             if known is not None and x.dtype is self.activation and out.dtype is self.result:
-                shape, code, constants = known
+                shape, calls = known
                 if out.shape == shape and x.flags.c_contiguous and out.flags.carray:
-                    code(x, out, out, *constants)
+                    for code, constants in calls:
+                        code(x, out, out, None, *constants)
                     return out
         return self._call(x, residual, out)
 
@@ -92,10 +91,19 @@ class Layer:
         columns, inputs = self.shape
         if type(x) is not np.ndarray or x.dtype != self.activation or x.ndim != 2 or x.shape[1] != inputs:
             self._refuse("x", x, self.activation, f"(rows, {inputs})")
-        shape = (x.shape[0], columns)
         if out is None:
-            out = aligned_empty(shape, self.result)
-        elif type(out) is not np.ndarray or out.dtype != self.result or out.shape != shape or not out.flags.carray:
+            out = aligned_empty((x.shape[0], columns), self.result)
+        self.check(x.shape[0], out, residual)
+        if x.shape[0] > 0:
+            calls = self.run(x, out, residual)
+            if calls is not None and residual is None and len(self.known) < _SHAPES:
+                self.known[x.shape] = (out.shape, calls)
+        return out
+
+    def check(self, rows: int, out: NDArray[Any], residual: NDArray[Any] | None) -> None:
+        """Raise ModelError when these are not what a call on so many rows can take."""
+        shape = (rows, self.shape[0])
+        if type(out) is not np.ndarray or out.dtype != self.result or out.shape != shape or not out.flags.carray:
             self._refuse("out", out, self.result, f"{shape}, C-contiguous and writeable")
         if residual is None:
             if self.residual is not None:
@@ -104,13 +112,6 @@ class Layer:
             raise ModelError("residual must be None: the layer was prepared without one")
         elif type(residual) is not np.ndarray or residual.dtype != self.residual or residual.shape != shape:
             self._refuse("residual", residual, self.residual, str(shape))
-        if x.shape[0] > 0:
-            self.run(x, out, residual)
-            if residual is None and isinstance(self.run, Vectorised) and len(self.known) < _SHAPES:
-                ready = self.run.ready(x)
-                if ready is not None:
-                    self.known[x.shape] = (shape, *ready)
-        return out
 
     def _refuse(self, name: str, array: Any, dtype: np.dtype[Any], shape: str) -> None:
         found = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
@@ -180,7 +181,7 @@ def prepare(
         begin = -shift * weight.to_dense().sum(axis=1, dtype=np.int64)
         if scaling is None or not scaling.with_bias:
             begin += biases
-        run, why = Vectorised(packed, begin, scaling, threads), packed.decision
+        run, why = _vectorised(packed, begin, code, scaling, threads), packed.decision
     return Layer(
         shape=weight.shape,
         why=why,
@@ -207,98 +208,18 @@ def _reference(
     return run
 
 
-class Vectorised:
-    """A layer by its compiled kernel."""
-
-    def __init__(self, packed: Packed, begin: NDArray[np.int64], scaling: Scaling | None, threads: int) -> None:
-        """begin : int64 [N], what an output's sum starts from."""
-        self._packed, self._threads = packed, threads
-        padded = np.pad(begin, (0, packed.slots - begin.size))
-        first = np.where(packed.outputs < 0, 0, padded[packed.outputs]).astype(np.int32).reshape(-1)
-        parameters: tuple[Any, ...] = (None,) * 4
-        if scaling is not None:
-            parameters = (scaling.scale, scaling.limits, scaling.mixing, scaling.table)
-        self._constants = (packed.data, packed.pointers, packed.places, first, *parameters)
-        self._mode = None if {"avx512vnni", "avxvnni"} & usable_features() else ()
-        self._heights = _heights(2 if self._mode == () else _TILES[packed.decision.kernel, packed.width, packed.dwords])
-        self._entries: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
-
-    def __call__(self, x: Codes, out: NDArray[Any], residual: Codes | None) -> None:
-        count = x.shape[0]
-        if x.shape[1] != self._packed.inputs or not x.flags.c_contiguous:
-            wider: NDArray[Any] = np.zeros((count, self._packed.inputs), x.dtype)
-            wider[:, : x.shape[1]] = x
-            x = wider
-        if self._mode == () and x.dtype == np.int8:  # 16-bit products of codes moved in place compile for minutes
-            x = x.view(np.uint8) ^ np.uint8(128)
-        if residual is None:
-            residual = out
-        elif not residual.flags.c_contiguous:
-            residual = residual.copy()
-        height = self._heights[min(count, len(self._heights) - 1)]
-        if height not in self._entries:
-            self._entries[height] = self._enter(height, x, out, residual)
-        code, constants = self._entries[height]
-        code(x, out, residual, *constants)
-
-    def ready(self, x: Codes) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
-        """What `__call__` enters on x, with its constant arguments; None if x has to be copied first."""
-        if x.shape[1] != self._packed.inputs or not x.flags.c_contiguous or (self._mode == () and x.dtype == np.int8):
-            return None
-        return self._entries[self._heights[min(x.shape[0], len(self._heights) - 1)]]
-
-    def on_lines(
-        self,
-        x: NDArray[np.uint8],
-        out: NDArray[Any],
-        residual: Codes | None,
-        begins: NDArray[np.int64],
-        count: int,
-        pitch: int,
-        places: NDArray[np.int64],
-    ) -> None:
-        """On `count` rows, `pitch` codes apart, from each of begins on: x [codes], out [lines * count, N].
-
-        places : where the inputs of each entry lie after a row's first.
-        """
-        height = self._heights[min(count, len(self._heights) - 1)]
-        kernel: Callable[..., Any] = fast.select_lines if self._selects else fast.broadcast_lines
-        data, pointers, _, *others = self._constants
-        added = out if residual is None else residual
-        kernel(x, out, added, begins, count, pitch, data, pointers, places, *others, *self._shape(height))
-
-    @property
-    def places(self) -> NDArray[np.int64]:
-        """The first input of each entry."""
-        return self._packed.places
-
-    @property
-    def _selects(self) -> bool:
-        return self._packed.decision.kernel in ("select", "shared")
-
-    def _shape(self, height: int) -> tuple[Any, ...]:
-        """Arguments of a kernel that tell its tiles."""
-        packed = self._packed
-        by = packed.share if self._selects else packed.dwords
-        near = packed.data.size < _NEAR * (packed.pointers.size - 1)
-        strip = _STRIP // height * height if near else 1 << 30
-        lengths = (height, packed.width, packed.panel, by, packed.run)
-        return (*((0,) * length for length in lengths), strip, self._mode)
-
-    def _enter(
-        self, height: int, x: Codes, out: NDArray[Any], residual: NDArray[Any]
-    ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """The kernel's code for tiles of this height, and all of its arguments that do not change."""
-        constants = (*self._constants, *self._shape(height))
-        if self._threads > 1:
-            constants += (self._threads,)
-            kernel: Callable[..., Any] = fast.select_parts if self._selects else fast.broadcast_parts
-        else:
-            constants += (0, self._packed.pointers.size - 1)
-            kernel = fast.select if self._selects else fast.broadcast
-        return entry(kernel, x, out, residual, *constants), constants
-
-
-def _heights(tallest: int) -> list[int]:
-    """The height of tiles for 0, 1, 2, ... rows and, last, for all more: few, as each is compiled by itself."""
-    return [max(h for h in (1, 2, 4, tallest) if h <= max(1, min(count, tallest))) for count in range(tallest + 1)]
+def _vectorised(
+    packed: Packed, begin: NDArray[np.int64], activation: np.dtype[Any], scaling: Scaling | None, threads: int
+) -> Run:
+    """begin : int64 [N], what an output's sum starts from."""
+    padded = np.pad(begin, (0, packed.slots - begin.size))
+    first = np.where(packed.outputs < 0, 0, padded[packed.outputs]).astype(np.int32).reshape(-1)
+    after = None if scaling is None else (scaling.scale, scaling.limits, scaling.mixing, scaling.table)
+    if {"avx512vnni", "avxvnni"} & usable_features():
+        tallest = _TILES[packed.decision.kernel, packed.width, packed.dwords]
+        return Vectorised(packed, first, after, tallest=tallest, mode=None, threads=threads)
+    run = Vectorised(packed, first, after, tallest=2, mode=(), threads=threads)
+    if activation == np.uint8:
+        return run
+    # 16-bit products of codes moved in place compile for minutes.
+    return lambda x, out, residual: run(x.view(np.uint8) ^ np.uint8(128), out, residual) and None

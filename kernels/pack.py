@@ -41,7 +41,7 @@ _NEAR = 40_000
 class Packed:
     """A weight ready for the kernel that was chosen for it (layout: see the module).
 
-    shape : (N, K).  decision : the kernel, and why.  inputs : codes a row of activations must have, K or more.
+    shape : (N, K).  decision : the kernel, and why.  inputs : bytes a row of activations must have, K or more.
     width : vectors of weights side by side.  dwords : codes of a row that are repeated, by fours.  run : pieces of an
         entry, or steps on a window.  share : outputs that pick together.
     pointers : int64 [groups + 1].  places : int64 [entries or windows].  data : int8 [bytes], 64-byte aligned.
@@ -75,11 +75,12 @@ def pack(weight: Weight, *, features: frozenset[str] | None = None, segment: int
     """Lay a weight out for the kernel that `choose` names, None for the reference; later changes to it are not seen.
 
     features : as of `choose`.  segment : inputs that lie side by side in memory, all of them if None, else a divisor
-    of K and a multiple of 64: no entry reaches over the end of one. Raises ModelError as `choose` does.
+    of K and a multiple of what an entry reads, 4, a block's inputs or 64: none reaches over the end of one. Raises
+    ModelError as `choose` does.
     """
     decision = choose(weight, features=features)
     if decision.kernel == "dense":
-        return _pack_dense(weight, decision)
+        return _pack_dense(weight.to_dense(), decision, segment)
     if decision.kernel == "blocks" and isinstance(weight, BSR):
         return _pack_blocks(weight, decision)
     if decision.kernel in ("select", "shared"):
@@ -100,15 +101,17 @@ def _padded(dense: NDArray[np.int8], outputs: int, inputs: int) -> NDArray[np.in
     return np.pad(dense, ((0, -n % outputs), (0, max(0, inputs - k))))
 
 
-def _pack_dense(weight: Weight, decision: Decision) -> Packed:
-    matrix = weight.to_dense()
-    piece = 16 if matrix.shape[1] >= 16 else 4
+def _pack_dense(matrix: NDArray[np.int8], decision: Decision, segment: int | None = None) -> Packed:
+    shape = matrix.shape
+    piece = 16 if shape[1] >= 16 else 4
+    if segment is not None:
+        piece = next(p for p in _PIECES if segment % p == 0)
     matrix = _padded(matrix, _DENSE_WIDTH * LANES, piece)
     groups, inputs = matrix.shape[0] // (_DENSE_WIDTH * LANES), matrix.shape[1]
     firsts = np.arange(0, inputs, piece)
     pieces = _cut(matrix, firsts, piece).reshape(groups, _DENSE_WIDTH, LANES, firsts.size, piece // _DEPTH, _DEPTH)
     return Packed(
-        shape=weight.shape,
+        shape=shape,
         decision=decision,
         inputs=inputs,
         width=_DENSE_WIDTH,

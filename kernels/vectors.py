@@ -15,6 +15,7 @@ An intrinsic's last argument is its `mode`: None, or () for the portable form of
 of the key of numba's cache. Addresses are an array and an offset in bytes, and nothing is checked.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -47,6 +48,7 @@ __all__ = [
     "has_vectors",
     "operation",
     "operation_of_any_type",
+    "scratch",
     "splat",
 ]
 
@@ -58,6 +60,9 @@ I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 VECTOR = ir.VectorType(I32, LANES)
 BYTES, WORDS, LONGS = ir.VectorType(I8, 64), ir.VectorType(I16, 32), ir.VectorType(I64, 8)
 FLOATS, DOUBLES = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.DoubleType(), 8)
+
+_kept = threading.local()
+_NOTHING = np.empty(0, dtype=np.uint8)
 
 _cg: Any = _cgutils
 """Its functions carry no types."""
@@ -72,6 +77,17 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     raw = np.empty(size + ALIGNMENT, dtype=np.uint8)
     first = -raw.__array_interface__["data"][0] % ALIGNMENT
     return np.ndarray(shape, kind, raw, first)
+
+
+def scratch(size: int) -> NDArray[np.uint8]:
+    """So many bytes, aligned and uninitialised, that the calling thread keeps and is given again by its next call.
+
+    New memory in every call would cost a page fault every 4 KiB, as much as some layers take.
+    """
+    if getattr(_kept, "bytes", _NOTHING).size < size:
+        _kept.bytes = aligned_empty((size,), np.uint8)
+    kept: NDArray[np.uint8] = _kept.bytes
+    return kept[:size]
 
 
 @cache
@@ -115,7 +131,7 @@ def operation(result: Any, arguments: tuple[Any, ...], body: Callable[["Site"], 
     """What numba wants of an intrinsic: its signature, and the function that generates its code."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return body(Site(context, builder, signature, values))
+        return body(Site(context, builder, signature.args, values))
 
     integers = [types.int64 if isinstance(a, types.Integer) else a for a in arguments]
     return result(*integers), generate
@@ -129,9 +145,8 @@ def splat(vector: Any, value: float) -> Any:
 class Site:
     """One call of an intrinsic: its arguments, and the operations its code is made of."""
 
-    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any) -> None:
-        self.context, self.builder, self.arguments = context, builder, arguments
-        self.types = signature.args
+    def __init__(self, context: Any, builder: Any, kinds: Any, arguments: Any) -> None:
+        self.context, self.builder, self.types, self.arguments = context, builder, kinds, arguments
         portable = isinstance(self.types[-1], types.Tuple) and not len(self.types[-1])
         self.features = frozenset() if portable else _enabled(context)
 
@@ -219,6 +234,17 @@ class Site:
     def vectors(self, argument: int) -> list[Any]:
         """The vectors of an argument of type Vectors."""
         return [self.builder.extract_value(self.arguments[argument], i) for i in range(self.types[argument].count)]
+
+    def elements(self, argument: int) -> list[Any]:
+        """The elements of an argument that is a tuple."""
+        return [self.builder.extract_value(self.arguments[argument], i) for i in range(len(self.types[argument]))]
+
+    def expanded(self, argument: int) -> "Site":
+        """The same with the elements of a tuple in the place of this argument."""
+        before, after = slice(argument), slice(argument + 1, None)
+        given = [*self.arguments[before], *self.elements(argument), *self.arguments[after]]
+        kinds = (*self.types[before], *self.types[argument].types, *self.types[after])
+        return Site(self.context, self.builder, kinds, given)
 
     def nothing(self) -> Any:
         """The value of an intrinsic without a result."""

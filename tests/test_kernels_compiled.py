@@ -169,7 +169,7 @@ from gossamer.kernels import Dense, fast, prepare
 
 one = np.ones(1, np.int64)
 layer = prepare(Dense.from_dense(np.array([[2, 3]], np.int8)), requant=Requant(multiplier=one, shift=one, lo=0, hi=99))
-print(layer(np.array([[4, 6]], np.uint8))[0, 0], sum(fast.broadcast.stats.cache_hits.values()))
+print(layer(np.array([[4, 6]], np.uint8))[0, 0], sum(fast.product.stats.cache_hits.values()))
 """
     environment = {k: v for k, v in os.environ.items() if k not in ("NUMBA_DISABLE_JIT", "PYTHONPATH")}
     environment |= {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path)}

@@ -8,7 +8,7 @@ import pytest
 from numba import njit
 from numpy.typing import NDArray
 
-from gossamer.kernels.intrinsics import fold, mac_broadcast, mac_select, rows, start, store, weave
+from gossamer.kernels.intrinsics import look, multiply, row_starts, settle, start, store
 from gossamer.kernels.vectors import ALIGNMENT, aligned_empty, cpu_features
 
 compiled = pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="there is no vector in plain Python")
@@ -17,30 +17,34 @@ MODES = [pytest.param(None, id="native"), pytest.param((), id="portable")]
 
 @njit
 def dense_step(x: Any, w: Any, first: Any, out: Any, columns: int, mode: Any) -> None:
-    acc = start((0, 0, 0), (0, 0), first, 0)
-    acc = mac_broadcast(acc, (0, 0, 0), (0, 0), (0,), x, 4, x.shape[1], w, 0, mode)
-    store(acc, (0, 0), out, 0, out.shape[1] * 4, columns)
+    starts = row_starts((0, 0, 0), None, 0, x.shape[1])
+    acc = start(starts, (0, 0), (0,), None, first, 0)
+    acc = multiply(acc, (0, 0), (0,), None, x, look(x, starts, 0, None), 1, w, 0, mode)
+    store(acc, starts, out, 0, out.shape[1], columns)
 
 
 @njit
 def pair_step(x: Any, w: Any, first: Any, out: Any, mode: Any) -> None:
-    acc = start((0, 0), (0, 0), first, 0)
-    acc = mac_broadcast(acc, (0, 0), (0, 0), (0, 0), x, 8, x.shape[1], w, 0, mode)
-    store(fold(acc, (0, 0)), (0,), out, 0, out.shape[1] * 4, 16)
+    starts = row_starts((0, 0), None, 0, x.shape[1])
+    acc = start(starts, (0, 0), (0, 0), None, first, 0)
+    acc = multiply(acc, (0, 0), (0, 0), None, x, look(x, starts, 8, None), 0, w, 0, mode)
+    store(settle(acc, (0, 0), None), starts, out, 0, out.shape[1], 16)
 
 
 @njit
-def select_step(x: Any, w: Any, first: Any, out: Any, mode: Any) -> None:
-    acc = start((0, 0), (0, 0), first, 0)
-    acc = mac_select(acc, (0, 0), (0,), rows((0, 0), x, 0, x.shape[1]), w, 0, mode)
-    store(acc, (0, 0), out, 0, out.shape[1] * 4, 32)
+def select_step(x: Any, begins: Any, w: Any, first: Any, out: Any, mode: Any) -> None:
+    starts = row_starts((0, 0), begins, 0, 0)
+    acc = start(starts, (0, 0), (0,), (), first, 0)
+    acc = multiply(acc, (0, 0), (0,), (), x, look(x, starts, 0, ()), 0, w, 0, mode)
+    store(acc, starts, out, 0, out.shape[1], 32)
 
 
 @njit
 def shared_step(x: Any, w: Any, first: Any, out: Any, mode: Any) -> None:
-    acc = start((0, 0), (0, 0, 0, 0), first, 0)
-    acc = mac_select(acc, (0,), (0, 0, 0, 0), rows((0, 0), x, 0, x.shape[1]), w, 0, mode)
-    store(weave(acc, (0, 0, 0, 0)), (0, 0, 0, 0), out, 0, out.shape[1] * 4, 64)
+    starts = row_starts((0, 0), None, 0, x.shape[1])
+    acc = start(starts, (0,), (0, 0, 0, 0), (), first, 1)
+    acc = multiply(acc, (0,), (0, 0, 0, 0), (), x, look(x, starts, 0, ()), 0, w, 1, mode)
+    store(settle(acc, (0, 0, 0, 0), ()), starts, out, 0, out.shape[1], 64)
 
 
 def filled(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, extreme: bool) -> NDArray[Any]:
@@ -71,14 +75,15 @@ def test_dense_step(mode: Any, extreme: bool, columns: int) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("extreme", [False, True])
 def test_select_step(mode: Any, extreme: bool) -> None:
+    """Of rows that begin where an array says."""
     rng = np.random.default_rng(4)
     x, values = filled(rng, (2, 64), np.uint8, extreme), filled(rng, (2, 16, 4), np.int8, extreme)
     index = rng.integers(0, 64, (2, 16, 4))
     w = aligned_empty((2, 2, 16, 4), np.int8)
     w[:, 0], w[:, 1] = index, values
     out = np.zeros((2, 32), dtype=np.int32)
-    select_step(x, w, np.zeros(32, dtype=np.int32), out, mode)
-    assert np.array_equal(out, (x[:, index].astype(np.int64) * values).sum(3).reshape(2, 32))
+    select_step(x, np.array([64, 0]), w, np.zeros(32, dtype=np.int32), out, mode)
+    assert np.array_equal(out, (x[::-1, index].astype(np.int64) * values).sum(3).reshape(2, 32))
 
 
 @compiled
@@ -97,15 +102,15 @@ def test_pair_step(mode: Any) -> None:
 @compiled
 @pytest.mark.parametrize("mode", MODES)
 def test_shared_step(mode: Any) -> None:
-    """Lane l of vector o is output 16 * (l % 4) + 4 * (l // 4) + o."""
+    """Lane l of vector o is output 16 * (l % 4) + 4 * (l // 4) + o; the second step and group of several."""
     rng = np.random.default_rng(6)
     x, values = filled(rng, (2, 64), np.uint8, False), filled(rng, (4, 16, 4), np.int8, False)
-    index, first = rng.integers(0, 64, (16, 4)), filled(rng, (64,), np.int32, False)
-    w = aligned_empty((5, 16, 4), np.int8)
-    w[0], w[1:] = index, values
+    index, first = rng.integers(0, 64, (16, 4)), filled(rng, (128,), np.int32, False)
+    w = aligned_empty((10, 16, 4), np.int8)
+    w[5], w[6:] = index, values
     out = np.zeros((2, 64), dtype=np.int32)
     shared_step(x, w, first, out, mode)
-    sums = (x[:, None, index].astype(np.int64) * values).sum(3) + first.reshape(4, 16)
+    sums = (x[:, None, index].astype(np.int64) * values).sum(3) + first[64:].reshape(4, 16)
     lane = np.arange(16)
     expected = np.empty((2, 64), np.int64)
     for o in range(4):

@@ -1,0 +1,125 @@
+"""`Vectorised`: a packed weight with what follows its sums, ready for its compiled kernel, for one type of activations.
+
+A kernel is compiled for each height of its tiles. As few tiles as can be cover the rows of a call, all of one height,
+where the last may overlap the one before it by little, or else of two neighbouring heights that leave none over.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.arch.jit import entry
+from gossamer.kernels import fast
+from gossamer.kernels.pack import Packed
+from gossamer.kernels.vectors import LANES
+
+__all__ = ["Vectorised"]
+
+_OVERLAP = 64
+"""Rows of which one may be computed twice."""
+_STRIP, _NEAR = 24, 10_000
+"""Rows, about, that meet a group's weights while they are in the nearest cache, if the weights are so few bytes."""
+_ALL = 1 << 30
+_KNOWN = 64
+"""Numbers of rows whose calls are remembered."""
+
+
+Calls = list[tuple[Callable[..., Any], tuple[Any, ...]]]
+"""Compiled code and its arguments after x, out, residual and begins."""
+
+
+class Vectorised:
+    """A layer by its compiled kernel."""
+
+    def __init__(
+        self, packed: Packed, first: NDArray[Any], after: Any, *, tallest: int, mode: Any, threads: int
+    ) -> None:
+        """first, after, mode : as of the kernel.  tallest : rows of a tile at most."""
+        self._packed, self._tallest, self._mode, self._threads = packed, tallest, mode, threads
+        self._constants = ((packed.data, packed.pointers, packed.places, first), after)
+        self._codes: dict[tuple[int, bool], Callable[..., Any]] = {}
+        self._known: dict[tuple[int, bool], Calls] = {}
+
+    def __call__(
+        self, x: NDArray[Any], out: NDArray[Any], residual: NDArray[Any] | None, begins: NDArray[np.int64] | None = None
+    ) -> Calls | None:
+        """x : [rows, K], or whatever begins says (kernels/fast.py).  out, residual : [rows, N], residual if it has one.
+
+        Returns what was called; None if x was not fit and had to be copied.
+        """
+        fits = begins is not None or (x.shape[1] * x.itemsize == self._packed.inputs and x.flags.c_contiguous)
+        if not fits:
+            wider: NDArray[Any] = np.zeros((x.shape[0], self._packed.inputs // x.itemsize), x.dtype)
+            wider[:, : x.shape[1]] = x
+            x = wider
+        if residual is None:
+            residual = out
+        elif not residual.flags.c_contiguous:
+            residual = residual.copy()
+        key = out.shape[0], begins is None
+        if key not in self._known:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known[key] = self._calls(x, out, residual, begins)
+        calls = self._known[key]
+        for code, constants in calls:
+            code(x, out, residual, begins, *constants)
+        return calls if fits else None
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """Where in a row each entry of the weight begins, in bytes."""
+        return self._packed.places
+
+    def placed(self, places: NDArray[np.int64]) -> "Vectorised":
+        """The same with entries elsewhere, for rows that a call says the begins of."""
+        (*_, first), after = self._constants
+        return Vectorised(
+            replace(self._packed, places=places),
+            first,
+            after,
+            tallest=self._tallest,
+            mode=self._mode,
+            threads=self._threads,
+        )
+
+    def _calls(self, x: NDArray[Any], out: NDArray[Any], residual: NDArray[Any], begins: Any) -> Calls:
+        packed = self._packed
+        groups = packed.pointers.size - 1
+        selects = packed.decision.kernel in ("select", "shared")
+        lengths = (packed.width, packed.share if selects else packed.dwords, packed.run)
+        shape = (*((0,) * length for length in lengths), () if selects else None, packed.panel * LANES)
+        strip = _STRIP if packed.data.size < _NEAR * groups else _ALL
+        calls = []
+        for height, top, bottom in _tiles(out.shape[0], self._tallest, self._mode is None and self._threads == 1):
+            constants = (*self._constants, (0,) * height, *shape, strip, self._mode)
+            kernel: Callable[..., Any] = fast.product
+            if self._threads > 1:
+                kernel, constants = fast.product_parts, (*constants, self._threads)
+            else:
+                constants = (*constants, top, bottom, 0, groups)
+            code = height, begins is None
+            if code not in self._codes:
+                self._codes[code] = entry(kernel, x, out, residual, begins, *constants)
+            calls.append((self._codes[code], constants))
+        return calls
+
+
+def _tiles(rows: int, tallest: int, two: bool) -> list[tuple[int, int, int]]:
+    """Heights of tiles, with the rows, from and to, that they cover.
+
+    two : whether there may be a second one.
+
+    >>> _tiles(49, 6, True), _tiles(196, 6, True), _tiles(49, 8, True), _tiles(5, 8, False)
+    ([(6, 0, 24), (5, 24, 49)], [(6, 0, 196)], [(7, 0, 49)], [(5, 0, 5)])
+    """
+    tiles = -(-rows // tallest)
+    height = -(-rows // tiles)
+    over = tiles * height - rows
+    if not two or over * _OVERLAP <= rows:
+        return [(height, 0, rows)]
+    tall = (tiles - over) * height
+    return [(height, 0, tall), (height - 1, tall, rows)]
