@@ -115,7 +115,7 @@ def int8(graph: Graph, calibration: list[sources.Feed], trial: list[sources.Feed
     )
 
 
-def programs(console: Console, name: str, patterns: list[str], count: int, length: int) -> None:
+def programs(console: Console, name: str, patterns: list[str], sparsifiers: list[str], count: int, length: int) -> None:
     """Programs of the pruned encoder in the simulator: what they answer and how long they take."""
     source, spec = sources.load("minilm"), ArchSpec.load(name)
     options = Options(products=spec.dynamic_operands, spec=spec)
@@ -127,12 +127,15 @@ def programs(console: Console, name: str, patterns: list[str], count: int, lengt
         title=f"MiniLM on {spec.name}, {length} tokens, {len(trial)} sentences; "
         f"calibrated on {len(calibration)} pieces of prose"
     )
-    for column in ("weights", "sparsifier", "cosine", "worst", "cycles", "bound", "speed-up"):
+    for column in ("weights", "sparsifier", "mean error", "cosine", "worst", "cycles", "bound", "speed-up"):
         table.add_column(column, justify="left" if column in ("weights", "sparsifier") else "right")
-    table.add_row("float", "", "1.0000", "1.0000", "", "", "")
+    table.add_row("float", "", "", "1.0000", "1.0000", "", "", "")
     whole = 0
-    for pattern, method in [("dense", ""), *((p, s) for p in patterns for s in SPARSIFIERS)]:
-        pruned = prune(graph, pattern, sparsifier=method, moments=moments, spec=spec)[0] if method else graph
+    for pattern, method in [("dense", ""), *((p, s) for p in patterns for s in sparsifiers)]:
+        pruned, error = graph, ""
+        if method:
+            pruned, report = prune(graph, pattern, sparsifier=method, moments=moments, spec=spec)
+            error = f"{np.mean([layer.error for layer in report]):.4f}"
         network = lower(quantise(equalise(fuse(pruned), calibration[:16]), calibration[:16]))
         program = build_program(fitted(network, spec), spec)
         simulator = Simulator(program)
@@ -140,7 +143,7 @@ def programs(console: Console, name: str, patterns: list[str], count: int, lengt
         cycles = simulator.run(values=False).cycles
         whole = whole or cycles
         table.add_row(
-            f"int8 {pattern}", method, f"{found.mean():.4f}", f"{found.min():.4f}", f"{cycles:,}",
+            f"int8 {pattern}", method, error, f"{found.mean():.4f}", f"{found.min():.4f}", f"{cycles:,}",
             f"{program.bound:,.0f}", f"{whole / cycles:.2f}",
         )  # fmt: skip
     console.print(table)
@@ -244,6 +247,7 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="*")
     parser.add_argument("--specs", nargs="*", default=["server"])
     parser.add_argument("--count", type=int, default=256, help="pieces of prose to calibrate with")
+    parser.add_argument("--sparsifiers", nargs="*", default=[*SPARSIFIERS], help="for programs")
     parser.add_argument("--length", type=int, default=LENGTH, help="tokens of a sentence, for programs")
     parser.add_argument("--sequential", action="store_true", help="measure inputs after the layers before were pruned")
     args = parser.parse_args()
@@ -252,7 +256,9 @@ def main() -> None:
     if args.what == "minilm":
         minilm(console, args.patterns or ["4:8", "2:4", "2:8"], args.count, args.sequential)
     elif args.what == "programs":
-        programs(console, args.specs[0], args.patterns or ["4:8", "2:4", "2:8"], args.count, args.length)
+        programs(
+            console, args.specs[0], args.patterns or ["4:8", "2:4", "2:8"], args.sparsifiers, args.count, args.length
+        )
     elif args.what == "steps":
         shares = ["unstructured 80%", "unstructured 90%", "unstructured 95%", "block 4x4 80%"]
         steps(console, args.networks, args.patterns or shares, args.specs)

@@ -24,6 +24,7 @@ from gossamer.compiler.sparsity.patterns import (
     LowRank,
     Monarch,
     Pattern,
+    PlusLowRank,
     Taps,
     Transposable,
     Unstructured,
@@ -54,6 +55,8 @@ patterns = st.one_of(
     st.builds(Channels, shares),
     st.builds(Monarch, st.integers(2, 64)),
     st.builds(LowRank, st.integers(1, 64)),
+    st.builds(PlusLowRank, st.builds(Butterfly, st.integers(1, 64), st.sampled_from([2, 4, 8])), st.integers(1, 64)),
+    st.just(PlusLowRank(Combined((Block(16, 16, 0.5), NM(2, 4))), 8)),
     st.just(Combined((Channels(0.3), Block(16, 16, 0.5), NM(2, 4)))),
 )
 
@@ -156,6 +159,8 @@ def test_patterns_after_each_other():
         ("2:4 + channels 50%", "channels 50% must come first"),
         ("dense + 2:4", "dense cannot be combined"),
         ("monarch 4 + 2:4", "monarch 4 cannot be combined"),
+        ("lowrank 4 + lowrank 4", "lowrank 4 is no pattern of zeros that a low rank could stand beside"),
+        ("channels 50% + lowrank 4", "channels 50% is no pattern of zeros"),
         ("butterfly 4 3", "a STRIDE of 2, 4, 8"),
         ("blockdiag 1", "needs at least 2 blocks"),
         ("channels 100%", "at least one channel must stay"),
@@ -179,6 +184,9 @@ def test_patterns_that_cannot_be(text, message):
         ("monarch 4", (8, 8, 3, 3), "only a linear layer or a 1x1 convolution is a matrix"),
         ("monarch 4", (8, 6), "8x6 channels do not divide into 4 blocks each"),
         ("lowrank 8", (8, 16), "8x16 channels have no rank above 8"),
+        ("butterfly 4 2 + lowrank 8", (8, 16), "8x16 channels have no rank above 8"),
+        ("butterfly 8 4 + lowrank 4", (16, 64), "2 blocks of 8 are fewer than the stride 4"),
+        ("2:4 + lowrank 4", (8, 8, 3, 3), "only a linear layer or a 1x1 convolution is a matrix"),
         ("block 2x2 50% + 2:4", (8, 3), "3 input channels are fewer than a group of 4"),
     ],
 )

@@ -13,7 +13,7 @@ from gossamer.compiler.frontend.layout import array_weight
 from gossamer.compiler.frontend.ops import Conv, Linear, TensorInfo
 from gossamer.compiler.sparsity.patterns import LowRank, Monarch
 
-__all__ = ["factor", "low_rank", "monarch"]
+__all__ = ["factor", "low_rank", "make_pair", "matrix_as", "monarch"]
 
 Real = NDArray[np.float64]
 
@@ -53,13 +53,18 @@ def low_rank(weight: Real, rank: int) -> tuple[Real, Real]:
 
 
 def factor(graph: Graph, op: Conv | Linear, pattern: Monarch | LowRank) -> tuple[str, str]:
-    """Replace a layer in the graph by the two factors of its weight, and return their names.
+    """Replace a layer in the graph by the two factors of its weight, and return their names."""
+    weight = array_weight(graph, op, op.weight)
+    matrix = weight.reshape(weight.shape[:2]).astype(np.float64)
+    pair = monarch(matrix, pattern.blocks) if isinstance(pattern, Monarch) else low_rank(matrix, pattern.rank)
+    return make_pair(graph, op, *pair)
+
+
+def make_pair(graph: Graph, op: Conv | Linear, a: Real, b: Real) -> tuple[str, str]:
+    """Replace a layer in the graph by one with weight a [middle, in] and one with b [out, middle]; returns their names.
 
     The second keeps the layer's name, so that whoever asks for it by name finds what gives its output.
     """
-    weight = array_weight(graph, op, op.weight)
-    matrix = weight.reshape(weight.shape[:2]).astype(np.float64)
-    a, b = monarch(matrix, pattern.blocks) if isinstance(pattern, Monarch) else low_rank(matrix, pattern.rank)
     middle, name = graph.fresh(f"{op.output}/middle"), graph.fresh(f"{op.name}/first")
     info = graph.info(op.output)
     assert info.layout is not None
@@ -69,14 +74,14 @@ def factor(graph: Graph, op: Conv | Linear, pattern: Monarch | LowRank) -> tuple
     shape = tuple(len(a) if i == axis else size for i, size in enumerate(info.shape))
     layout = replace(info.layout, shape=(n, len(a), h, w))
     graph.tensors[middle] = TensorInfo(name=middle, shape=shape, layout=layout)
-    first = replace(op, name=name, outputs=(middle,), weight=_as(op, a), bias=None, weight_scale=None)
-    second = replace(op, inputs=(middle,), weight=_as(op, b), weight_scale=None)
+    first = replace(op, name=name, outputs=(middle,), weight=matrix_as(op, a), bias=None, weight_scale=None)
+    second = replace(op, inputs=(middle,), weight=matrix_as(op, b), weight_scale=None)
     if isinstance(second, Conv):  # stride and padding belong to the first
         second = replace(second, stride=(1,) * len(second.stride), pads=(0,) * len(second.pads))
     graph.replace(op.name, first, second)
     return name, op.name
 
 
-def _as(op: Conv | Linear, matrix: Real) -> NDArray[np.float32]:
+def matrix_as(op: Conv | Linear, matrix: Real) -> NDArray[np.float32]:
     """A matrix as a weight of the operation's kind."""
     return np.ascontiguousarray(matrix, dtype=np.float32).reshape(*matrix.shape, *op.weight.shape[2:])

@@ -18,9 +18,19 @@ from gossamer.compiler.frontend.calibrate import Calibration
 from gossamer.compiler.frontend.graph import Graph
 from gossamer.compiler.frontend.layout import array_weight, model_weight
 from gossamer.compiler.frontend.ops import Array, Conv, Linear
+from gossamer.compiler.sparsity.branches import branch, sparse_and_low_rank
 from gossamer.compiler.sparsity.classify import classify
 from gossamer.compiler.sparsity.factor import factor
-from gossamer.compiler.sparsity.patterns import NM, Channels, Combined, Dense, LowRank, Monarch, Pattern
+from gossamer.compiler.sparsity.patterns import (
+    NM,
+    Channels,
+    Combined,
+    Dense,
+    LowRank,
+    Monarch,
+    Pattern,
+    PlusLowRank,
+)
 from gossamer.compiler.sparsity.patterns.pattern import percent
 from gossamer.compiler.sparsity.permute import permute_for_nm
 from gossamer.compiler.sparsity.shrink import drop_dead_channels, remove_channels
@@ -152,17 +162,32 @@ def _rebuild(work: "_Work", final: dict[str, Pattern]) -> dict[str, Pruned]:
             kept = work.layer(name).weight.size / before[name].weight.size
             reports[name] = Pruned(layer=name, pattern=f"channels {percent(shares[name])}", zeros=1 - kept, error=error)
     for name, pattern in [*final.items()]:
-        if isinstance(pattern, Monarch | LowRank):
-            op = work.layer(name)
-            moments = work.moments([op]).get(name)
-            whole = op.weight
-            pair = [work.layer(part).weight for part in factor(work.graph, op, pattern)]
-            a, b = (part.reshape(part.shape[:2]) for part in pair)
-            error = reconstruction_error(whole, (b @ a).reshape(whole.shape), moments)
-            zeros = 1.0 - sum(int(np.count_nonzero(part)) for part in pair) / whole.size
-            reports[name] = Pruned(layer=name, pattern=str(pattern), zeros=zeros, error=error)
+        if isinstance(pattern, Monarch | LowRank | PlusLowRank):
+            reports[name] = _split(work, work.layer(name), pattern)
             final[name] = Dense()
     return reports
+
+
+def _split(work: "_Work", op: Layer, pattern: Monarch | LowRank | PlusLowRank) -> Pruned:
+    """Make a matrix a product of two, or two branches."""
+    moments = work.moments([op]).get(op.name)
+    whole = work.weight(op)
+    sparse = np.zeros(whole.shape[:2])
+    if isinstance(pattern, PlusLowRank):
+        inputs = moments if work.method.needs_inputs else None
+        sparse, pair = sparse_and_low_rank(
+            whole.reshape(whole.shape[:2]).astype(np.float64),
+            lambda rest: work.method(rest.reshape(whole.shape), pattern.sparse, inputs).reshape(rest.shape),
+            pattern.rank,
+            None if inputs is None else inputs.gram[0],
+        )
+        names = branch(work.graph, op, sparse, pair)
+    else:
+        names = factor(work.graph, op, pattern)
+    a, b = (part.reshape(part.shape[:2]) for part in (work.layer(name).weight for name in names))
+    error = reconstruction_error(whole, (sparse + b @ a).reshape(whole.shape), moments)
+    zeros = 1.0 - sum(int(np.count_nonzero(part)) for part in (sparse, a, b)) / whole.size
+    return Pruned(layer=op.name, pattern=str(pattern), zeros=zeros, error=error)
 
 
 def _impose(
@@ -280,6 +305,8 @@ def _possible(graph: Graph, op: Layer, patterns: tuple[Pattern, ...]) -> tuple[P
     found = []
     for pattern in patterns:
         refusal = "a depthwise convolution has one weight per channel" if depthwise else pattern.refusal(weight.shape)
+        if isinstance(pattern, Monarch | LowRank | PlusLowRank) and isinstance(op, Conv) and op.groups > 1:
+            refusal = refusal or "a grouped convolution is no single matrix"
         if pattern != Dense() and refusal:
             graph.notes.append(f"{op.name}: left as it is instead of {pattern}: {refusal}")
         else:

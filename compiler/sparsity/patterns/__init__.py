@@ -5,7 +5,7 @@ from gossamer.compiler.sparsity.patterns.combined import Combined
 from gossamer.compiler.sparsity.patterns.fine import NM, Dense, FanIn, Grouped, Taps, Transposable, Unstructured
 from gossamer.compiler.sparsity.patterns.notation import parse_pattern
 from gossamer.compiler.sparsity.patterns.pattern import Array, Mask, Pattern, channel_rows, from_channel_rows
-from gossamer.compiler.sparsity.patterns.rebuilt import Channels, LowRank, Monarch
+from gossamer.compiler.sparsity.patterns.rebuilt import Channels, LowRank, Monarch, PlusLowRank
 
 __all__ = [
     "NM",
@@ -23,6 +23,7 @@ __all__ = [
     "Mask",
     "Monarch",
     "Pattern",
+    "PlusLowRank",
     "Taps",
     "Transposable",
     "Unstructured",

@@ -7,7 +7,7 @@ import numpy as np
 from gossamer.arch.errors import ModelError
 from gossamer.compiler.sparsity.patterns.fine import Dense
 from gossamer.compiler.sparsity.patterns.pattern import Array, Mask, Pattern
-from gossamer.compiler.sparsity.patterns.rebuilt import Channels, LowRank, Monarch
+from gossamer.compiler.sparsity.patterns.rebuilt import Channels, LowRank, Monarch, PlusLowRank
 
 __all__ = ["Combined"]
 
@@ -25,7 +25,7 @@ class Combined(Pattern):
         if len(self.parts) < 2:
             raise ModelError("a combined pattern needs at least two patterns, written A + B")
         for i, part in enumerate(self.parts):
-            if isinstance(part, Combined | Dense | Monarch | LowRank) or not part.imposable:
+            if isinstance(part, Combined | Dense | Monarch | LowRank | PlusLowRank) or not part.imposable:
                 raise ModelError(f"pattern {self}: {part} cannot be combined with another")
             if isinstance(part, Channels) and i:
                 raise ModelError(f"pattern {self}: {part} must come first, because it changes the shape")

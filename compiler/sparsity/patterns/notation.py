@@ -8,7 +8,7 @@ from gossamer.compiler.sparsity.patterns.coarse import VNM, Block, BlockDiagonal
 from gossamer.compiler.sparsity.patterns.combined import Combined
 from gossamer.compiler.sparsity.patterns.fine import NM, Dense, FanIn, Grouped, Taps, Transposable, Unstructured
 from gossamer.compiler.sparsity.patterns.pattern import Pattern
-from gossamer.compiler.sparsity.patterns.rebuilt import Channels, LowRank, Monarch
+from gossamer.compiler.sparsity.patterns.rebuilt import Channels, LowRank, Monarch, PlusLowRank
 
 __all__ = ["FORMS", "parse_pattern"]
 
@@ -46,14 +46,25 @@ FORMS: tuple[tuple[str, str, Any], ...] = (
 def parse_pattern(text: str | Pattern) -> Pattern:
     """Read a pattern, or several joined by " + ". Percentages are the share of zeros.
 
+    Patterns of zeros come one after the other; a low rank at the end stands beside them.
+
     >>> parse_pattern("block 16x16 50% + 2:4")
     Combined(parts=(Block(rows=16, cols=16, sparsity=0.5), NM(n=2, m=4, flat=False)))
+    >>> parse_pattern("butterfly 32 8 + lowrank 64")
+    PlusLowRank(sparse=Butterfly(side=32, stride=8), rank=64)
 
     Raises ModelError for anything else, naming what is known.
     """
     if isinstance(text, Pattern):
         return text
     parts = [_single(part) for part in text.split("+")]
+    *sparse, last = parts
+    if sparse and isinstance(last, LowRank):
+        return PlusLowRank(_together(sparse), last.rank)
+    return _together(parts)
+
+
+def _together(parts: list[Pattern]) -> Pattern:
     return parts[0] if len(parts) == 1 else Combined(tuple(parts))
 
 

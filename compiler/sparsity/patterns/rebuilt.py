@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from gossamer.arch.errors import ModelError
 from gossamer.compiler.sparsity.patterns.pattern import Pattern, check_share, percent
 
-__all__ = ["Channels", "LowRank", "Monarch", "Rebuilt"]
+__all__ = ["Channels", "LowRank", "Monarch", "PlusLowRank", "Rebuilt"]
+
+NO_MATRIX = "only a linear layer or a 1x1 convolution is a matrix"
 
 
 class Rebuilt(Pattern):
@@ -60,7 +62,7 @@ class Monarch(Rebuilt):
     def refusal(self, shape: tuple[int, ...]) -> str:
         """Needs a matrix of equal blocks."""
         if any(side != 1 for side in shape[2:]):
-            return "only a linear layer or a 1x1 convolution is a matrix"
+            return NO_MATRIX
         uneven = any(side % self.blocks for side in shape[:2])
         return f"{shape[0]}x{shape[1]} channels do not divide into {self.blocks} blocks each" if uneven else ""
 
@@ -81,6 +83,33 @@ class LowRank(Rebuilt):
     def refusal(self, shape: tuple[int, ...]) -> str:
         """Needs a matrix of a larger rank."""
         if any(side != 1 for side in shape[2:]):
-            return "only a linear layer or a 1x1 convolution is a matrix"
+            return NO_MATRIX
         small = self.rank >= min(shape[:2])
         return f"{shape[0]}x{shape[1]} channels have no rank above {self.rank}" if small else ""
+
+
+@dataclass(frozen=True)
+class PlusLowRank(Rebuilt):
+    """The sum of a weight with a pattern of zeros and a product of rank `rank`, as two branches (branches).
+
+    With a flat block butterfly as the pattern it is that of Chen et al., "Pixelated Butterfly" (ICLR 2022).
+    """
+
+    sparse: Pattern
+    rank: int
+
+    def __post_init__(self) -> None:
+        if not (self.sparse.only_zeros and self.sparse.imposable) or str(self.sparse) == "dense":
+            raise ModelError(f"pattern {self}: {self.sparse} is no pattern of zeros that a low rank could stand beside")
+
+    def __str__(self) -> str:
+        return f"{self.sparse} + {self.low_rank}"
+
+    @property
+    def low_rank(self) -> LowRank:
+        """The other branch."""
+        return LowRank(self.rank)
+
+    def refusal(self, shape: tuple[int, ...]) -> str:
+        """What either branch needs."""
+        return self.low_rank.refusal(shape) or self.sparse.refusal(shape)
