@@ -14,12 +14,13 @@ from gossamer.compiler.frontend.export import export_model
 from gossamer.compiler.frontend.fuse import fuse
 from gossamer.compiler.frontend.layout import array_weight, model_weight
 from gossamer.compiler.frontend.lower import lower
-from gossamer.compiler.frontend.ops import Conv, Linear
+from gossamer.compiler.frontend.ops import Add, Conv, Linear
 from gossamer.compiler.frontend.quantise import quantise
 from gossamer.compiler.passes import Options, import_model, run_passes
+from gossamer.compiler.sparsity.branches import sparse_and_low_rank
 from gossamer.compiler.sparsity.channels import find_channels, is_depthwise, reindex
 from gossamer.compiler.sparsity.factor import low_rank, monarch
-from gossamer.compiler.sparsity.patterns import NM, channel_rows
+from gossamer.compiler.sparsity.patterns import NM, Pattern, channel_rows
 from gossamer.compiler.sparsity.permute import layer_steps, permute_for_nm, reorder_steps, useful_steps
 from gossamer.compiler.sparsity.reorder import Grid, keep_order, step_order, steps_of
 from gossamer.compiler.sparsity.shrink import drop_dead_channels, remove_channels
@@ -87,6 +88,78 @@ def test_any_order_of_free_channels_gives_the_same_codes(seed):
     after, moved_codes = run_network(moved, FEED)
     np.testing.assert_array_equal(after[0], before[0])
     assert any(not np.array_equal(moved_codes[t], codes[t]) for t in codes)  # inside, channels did move
+
+
+TOKENS = {"x": np.random.default_rng(4).standard_normal((1, 12, 32)).astype(np.float32)}
+
+
+def encoder(heads=4, width=32, tokens=12):
+    """A transformer's layer: normalisations and softmax on the host, products of attention in the array."""
+    b = Builder(("x", (1, tokens, width)))
+    split = b.constant([1, tokens, heads, width // heads], np.int64)
+    joined = b.constant([1, tokens, width], np.int64)
+
+    def linear(x, inputs, outputs):
+        return b.op("Add", b.op("MatMul", x, b.weight(inputs, outputs, scale=inputs**-0.5)), b.weight(outputs))
+
+    def norm(x):
+        return b.op("LayerNormalization", x, b.weight(width, scale=1.0), b.weight(width, scale=0.1), axis=-1)
+
+    x = norm("x")
+    q, k, v = (b.op("Reshape", linear(x, width, width), split) for _ in range(3))
+    q, k, v = (b.op("Transpose", t, perm=p) for t, p in ((q, [0, 2, 1, 3]), (k, [0, 2, 3, 1]), (v, [0, 2, 1, 3])))
+    chances = b.op("Softmax", b.op("MatMul", q, k), axis=-1)
+    mixed = b.op("Reshape", b.op("Transpose", b.op("MatMul", chances, v), perm=[0, 2, 1, 3]), joined)
+    x = norm(b.op("Add", linear(mixed, width, width), x))
+    wide = b.op("Relu", linear(x, width, 64))
+    x = norm(b.op("Add", linear(wide, 64, width), x))
+    return b.model(linear(x, width, 5))
+
+
+def shuffled(space, rng):
+    """Any order of a space's channels that it allows."""
+    run = space.run or space.size
+    return np.concatenate([start + rng.permutation(run) for start in range(0, space.size, run)])
+
+
+def test_spaces_of_a_transformer():
+    """Everything is free but tokens and the model's output: heads within themselves, the stream by the host's leave."""
+    graph = graph_until(encoder(), "partition", products=True)
+    spaces = find_channels(graph).spaces
+    assert {s.fixed for s in spaces if s.fixed and "tokens as channels" not in s.fixed} == {
+        f"'{graph.outputs[0]}' is an output of the model"
+    }
+    free = [s for s in spaces if not s.fixed]
+    query, value = (s for s in free if s.run)
+    assert query.run == value.run == 8
+    assert [len(query.writers), len(query.readers)] == [2, 0]
+    assert [len(value.writers), len(value.readers)] == [1, 1]
+    hidden = next(s for s in free if s.size == 64)
+    assert not hidden.host
+    stream = [s for s in free if s.host]
+    assert sorted(len(s.readers) for s in stream) == [0, 0, 1, 1, 3]
+    assert all("is no layer of the array" in s.kept for s in stream)
+    assert value.kept == "they are heads of 8 channels"
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=5)
+def test_any_order_of_a_transformers_channels_gives_the_same_codes(seed):
+    """The host, too, computes to the bit what it did: it has its channels in the order it knows."""
+    graph = run_passes(import_model(encoder()), options=Options(calibration=[TOKENS], products=True))
+    channels = find_channels(graph)
+    rng = np.random.default_rng(seed)
+    index = {i: shuffled(s, rng) for i, s in enumerate(channels.spaces) if not s.fixed}
+    assert len(index) == 8
+    moved = reindex(graph, channels, index)
+    moved.verify()
+    network = lower(moved)
+    check_structure(network)
+    before, codes = run_network(lower(graph), TOKENS)
+    after, moved_codes = run_network(network, TOKENS)
+    np.testing.assert_array_equal(after[0], before[0])
+    assert sum(not np.array_equal(moved_codes[t], codes[t]) for t in codes) >= 8
+    np.testing.assert_allclose(run(moved, TOKENS), run(graph, TOKENS), rtol=1e-3, atol=1e-5)
 
 
 # --- channels that go -------------------------------------------------------------------------------------------------
@@ -262,6 +335,98 @@ def test_factored_layers_compute_the_product(text):
     check_structure(lower(run_passes_from(pruned)))
 
 
+def butterfly_and_low_rank(shape, seed=4):
+    """A butterfly of blocks of 4 plus a product of rank 3."""
+    rng = np.random.default_rng(seed)
+    sparse = rng.standard_normal(shape)
+    sparse *= Pattern.parse("butterfly 4 4").mask(sparse)
+    return sparse + rng.standard_normal((shape[0], 3)) @ rng.standard_normal((3, shape[1])) / 2
+
+
+@pytest.mark.parametrize("text", ["butterfly 4 4", "2:8"])
+def test_a_sparse_matrix_plus_one_of_low_rank_is_found_exactly(text):
+    pattern, rng = Pattern.parse(text), np.random.default_rng(5)
+    sparse = rng.standard_normal((64, 96))
+    sparse *= pattern.mask(sparse)
+    whole = sparse + rng.standard_normal((64, 3)) @ rng.standard_normal((3, 96)) / 4
+    found, (a, b) = sparse_and_low_rank(whole, lambda rest: np.where(pattern.mask(rest), rest, 0), 3)
+    assert (a.shape, b.shape) == ((3, 96), (64, 3))
+    assert ((whole - found - b @ a) ** 2).sum() < 1e-10 * (whole**2).sum()
+    assert found == pytest.approx(sparse, abs=1e-3) or text == "2:8"  # which two of 8, the sum need not say
+
+
+def test_two_branches_lose_less_than_either():
+    whole = np.random.default_rng(6).standard_normal((48, 48))
+    keep = Pattern.parse("butterfly 4 4").mask(whole)
+    found, (a, b) = sparse_and_low_rank(whole, lambda rest: np.where(keep, rest, 0), 6)
+    error = ((whole - found - b @ a) ** 2).sum()
+    singular = np.linalg.svd(np.where(keep, 0, whole), compute_uv=False)
+    assert error < (singular[6:] ** 2).sum()  # less than one after the other: the mask first, then what it left
+    np.testing.assert_array_equal(found[~keep], 0)
+
+
+def test_in_outputs_two_branches_lose_less_when_they_know_the_inputs():
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((400, 48)) @ (rng.standard_normal((48, 48)) * np.geomspace(0.1, 3, 48))
+    gram, whole = x.T @ x / len(x), rng.standard_normal((48, 48))
+    keep = Pattern.parse("butterfly 4 4").mask(whole)
+    errors = []
+    for known in (gram, None):
+        found, (a, b) = sparse_and_low_rank(whole, lambda rest: np.where(keep, rest, 0), 6, known)
+        errors.append((((whole - found - b @ a) @ x.T) ** 2).sum())
+    assert errors[0] < 0.8 * errors[1]
+
+
+@pytest.mark.parametrize(("name", "added"), [("n_conv2", 1), ("n_conv6", 2)])
+def test_branches_are_one_layer_more_each_and_no_addition(name, added):
+    """n_conv2 is followed by a function, n_conv6 by an addition; all end up in the layers, and nothing is lost."""
+    graph = graph_until(coupled(), "legalise")
+    op = graph.op(name)
+    whole = butterfly_and_low_rank(op.weight.shape[:2]).astype(np.float32)
+    graph.replace(name, replace(op, weight=whole[:, :, None, None]))
+    pruned, report = prune(graph, {name: "butterfly 4 4 + lowrank 3"})
+    assert [(r.layer, r.pattern) for r in report] == [(name, "butterfly 4 4 + lowrank 3")]
+    assert report[0].error < 1e-6
+    stem, first, second = (layers(pruned)[n] for n in (name, f"{name}/low_rank/first", f"{name}/low_rank"))
+    assert [stem.pattern, first.pattern, second.pattern] == ["butterfly 4 4", "dense", "dense"]
+    assert second.bias is None
+    used = sum(np.count_nonzero(part.weight) for part in (stem, first, second))
+    assert report[0].zeros == pytest.approx(1 - used / whole.size)
+    np.testing.assert_allclose(run(pruned), run(graph), rtol=1e-3, atol=1e-4)
+    fused = fuse(pruned)
+    assert not [op for op in fused.order() if isinstance(op, Add)]
+    assert sum(layers(fused)[n].residual for n in (name, f"{name}/low_rank")) == added
+    check_structure(lower(quantise(fused, [FEED])))
+
+
+def test_a_layer_between_tokens_becomes_branches():
+    b = Builder(("x", (2, 5, 16)))
+    y = b.op("Relu", b.op("MatMul", "x", b.weight(16, 24), out="wide"))
+    model = b.model(b.op("Add", b.op("MatMul", y, b.weight(24, 16), out="narrow"), "x", out="sum"))
+    feed = {"x": np.random.default_rng(0).standard_normal((2, 5, 16)).astype(np.float32)}
+    graph = graph_until(model, "legalise")
+    pruned, report = prune(graph, "2:8 + lowrank 2", sparsifier="sparsegpt", calibration=[feed])
+    alone = prune(graph, "2:8", sparsifier="sparsegpt", calibration=[feed])[1]
+    assert all(both.error < single.error for both, single in zip(report, alone, strict=True))
+    weights = {n: op.weight.astype(np.float64) for n, op in layers(pruned).items()}
+    plain = graph.copy()
+    for n in layers(graph):
+        product = weights[f"{n}/low_rank"] @ weights[f"{n}/low_rank/first"]
+        plain.replace(n, replace(plain.op(n), weight=(weights[n] + product).astype(np.float32)))
+    np.testing.assert_allclose(run(pruned, feed), run(plain, feed), rtol=1e-4, atol=1e-5)
+    fused = fuse(pruned)
+    assert len(fused) == 6
+    check_structure(lower(quantise(fused, [feed])))
+
+
+def test_a_grouped_convolution_is_no_matrix():
+    b = Builder(("x", (1, 8, 6, 6)))
+    model = b.model(b.conv("x", 8, 8, k=1, groups=2))
+    graph, report = prune(graph_until(model, "legalise"), "lowrank 2")
+    assert report == ()
+    assert graph.notes == ["n_conv0: left as it is instead of lowrank 2: a grouped convolution is no single matrix"]
+
+
 def test_a_kernel_is_no_matrix():
     graph, report = prune(graph_until(coupled(), "legalise"), {"n_conv0": "lowrank 2"})
     assert report == ()
@@ -359,6 +524,33 @@ def test_steps_are_saved_and_every_code_of_the_output_stays():
     assert steps[1] >= sum(useful_steps(codes_used(graph, n), spec) for n in names)
     before, _ = run_network(lower(graph), FEED)
     after, _ = run_network(lower(moved), FEED)
+    np.testing.assert_array_equal(after[0], before[0])
+
+
+@pytest.mark.parametrize("run", [0, 8, 12, 16])
+def test_channels_keep_to_their_runs(run):
+    rng = np.random.default_rng(0)
+    readers, writers = [rng.random((20, 1, 48)) < 0.3], [rng.random((48, 1, 20)) < 0.3]
+    order, before, after = step_order(48, readers, writers, Grid(group=4, macs=2, columns=8), 20, run)
+    assert after < before
+    scores = [(np.abs(rng.standard_normal((48, 64))).astype(np.float32) ** 3, 2)]
+    kept, worse, better = keep_order(scores, 8, run=run)
+    assert better > worse or run == 8
+    for found in (order, kept):
+        assert sorted(found.tolist()) == list(range(48))
+        np.testing.assert_array_equal(found // (run or 48), np.arange(48) // (run or 48))
+
+
+def test_a_transformer_takes_fewer_steps_and_gives_the_same_codes():
+    spec = replace(ArchSpec.load("tiny"), hop=4)
+    options = Options(sparsity="unstructured 80%", calibration=[TOKENS], products=True)
+    graph = run_passes(import_model(encoder()), options=options)
+    moved, report = reorder_steps(graph, spec)
+    assert {change.channels for change in report} == {32, 64}
+    steps = [sum(layer_steps(codes_used(g, n), spec) for n in layers(graph)) for g in (graph, moved)]
+    assert steps[1] < 0.85 * steps[0]
+    before, _ = run_network(lower(graph), TOKENS)
+    after, _ = run_network(lower(moved), TOKENS)
     np.testing.assert_array_equal(after[0], before[0])
 
 

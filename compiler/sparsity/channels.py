@@ -3,7 +3,13 @@
 The output channels of a layer are the input channels of the layers that read it, and of everything in between that
 works channel by channel. An addition makes the channels of both operands the same, and a concatenation puts them side
 by side. A *space* is such a set of channels; its order is free unless somebody outside sees it: the model's inputs and
-outputs, the host, and operations that mix channels in their own way.
+outputs, and operations that mix channels in their own way.
+
+Where the host reads or writes channels, it can be given them in the order it knows, by a Gather before or behind its
+operation. A layer normalisation has no need of that to be right, but its sums would be rounded in another order.
+
+Products of attention leave channels free within each head: the reduction of Q Kᵀ, the same for Q and K, and the columns
+of P V, the same for V and the product.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,6 +18,7 @@ from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import helper
 
 from gossamer.compiler.frontend.graph import Graph
 from gossamer.compiler.frontend.layout import array_weight
@@ -25,10 +32,13 @@ from gossamer.compiler.frontend.ops import (
     Concat,
     Conv,
     GlobalAveragePool,
+    Host,
     Linear,
     MaxPool,
     Op,
+    Product,
     Reshape,
+    TensorInfo,
     View,
 )
 
@@ -41,15 +51,25 @@ Index = NDArray[np.int64]
 class Space:
     """Channels that belong together. size : how many.  fixed : why their order is seen from outside, "" when free.
 
+    host : why the host would have to put them in its own order, "" when it never sees them.
+    run : channels keep to their runs of so many, which are heads of attention; 0 when they may go anywhere.
     writers : layers whose output channels they are.  readers : layers that read them, and at which input channel
     they begin there.  along : operations with one parameter per channel (depthwise, affine) on the way.
     """
 
     size: int
     fixed: str = ""
+    host: str = ""
+    run: int = 0
     writers: list[str] = field(default_factory=list)
     readers: list[tuple[str, int]] = field(default_factory=list)
     along: list[str] = field(default_factory=list)
+
+    @property
+    def kept(self) -> str:
+        """Why none of them can be left out, "" when some can."""
+        heads = f"they are heads of {self.run} channels" if self.run else ""
+        return self.fixed or self.host or heads
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,6 +132,12 @@ class _Finder:
             self.parts[op.output] = self._tensor(op.inputs[0])
         elif isinstance(op, Concat):
             self.parts[op.output] = tuple(i for t in op.inputs for i in self._tensor(t))
+        elif isinstance(op, Product):
+            self._product(op)
+        elif isinstance(op, Host):
+            for tensor in (*op.reads, *op.outputs):
+                self._host(op, tensor)
+            return
         else:
             kind = "a grouped convolution" if isinstance(op, Conv) else "no layer of the array"
             for tensor in (*op.reads, *op.outputs):
@@ -119,6 +145,37 @@ class _Finder:
             return
         if isinstance(op, Compute) and op.residual:
             self._same(op.inputs[-1], op.output)
+
+    def _product(self, op: Product) -> None:
+        """Tokens that stand as channels are fixed; the others are the same in two of the tensors, head by head."""
+        a, b = op.inputs[:2]
+        (tokens,), pair = ((op.output,), (a, b)) if op.transposed else ((a,), (b, op.output))
+        self._fix(self._tensor(tokens), f"{op.name!r} has tokens as channels")
+        runs = dict(zip((a, b, op.output), op.runs, strict=True))
+        if runs[pair[0]] != runs[pair[1]] or any(len(self._tensor(tensor)) != 1 for tensor in pair):
+            for tensor in pair:
+                self._fix(self._tensor(tensor), f"{op.name!r} has heads in several places")
+            return
+        self._same(*pair)
+        for i in self._tensor(pair[0]):
+            self._keep_runs(i, self._space(i).size // runs[pair[0]])
+
+    def _keep_runs(self, i: int, run: int) -> None:
+        """Channels of a space keep to runs, also to those they kept to before."""
+        space = self._space(i)
+        if run < space.size and space.run and max(run, space.run) % min(run, space.run):
+            space.fixed = space.fixed or f"heads of {run} and of {space.run} channels"
+        elif run < space.size:
+            space.run = min(run, space.run or run)
+
+    def _host(self, op: Host, tensor: str) -> None:
+        """The host can gather channels along one axis."""
+        parts = self._tensor(tensor)
+        why = f"{op.name!r} is no layer of the array"
+        if parts and (tensor in op.captured or channel_axis(self.graph, tensor) is None):
+            self._fix(parts, why)
+        for i in parts:
+            self._space(i).host = self._space(i).host or why
 
     def _tensor(self, name: str) -> tuple[int, ...]:
         """The spaces of a tensor; a new one when nobody has said, none for what the array does not hold."""
@@ -153,6 +210,8 @@ class _Finder:
             if i != j:
                 kept, gone = self.spaces[i], self.spaces[j]
                 kept.fixed = kept.fixed or gone.fixed
+                kept.host = kept.host or gone.host
+                self._keep_runs(i, gone.run or kept.size)
                 kept.writers += gone.writers
                 kept.readers += gone.readers
                 kept.along += gone.along
@@ -166,7 +225,8 @@ def reindex(graph: Graph, channels: Channels, index: Mapping[int, Index]) -> Gra
     """The graph with the channels of some spaces reordered, or some of them left out.
 
     index : for a space by its number, which old channel stands at each new place. Weights, biases, scales and all
-    that has one value per channel follow, and the shapes of tensors when there are fewer channels than before.
+    that has one value per channel follow, and the shapes of tensors when there are fewer channels than before. The host
+    gets all channels in the old order.
     """
     graph = graph.copy()
     where = {t: _joined(channels, parts, index) for t, parts in channels.parts.items()}
@@ -178,6 +238,8 @@ def reindex(graph: Graph, channels: Channels, index: Mapping[int, Index]) -> Gra
         elif isinstance(op, Affine) and made is not None:
             scale = None if op.weight_scale is None else op.weight_scale[made]
             graph.replace(op.name, replace(op, scale=op.scale[made], shift=op.shift[made], weight_scale=scale))
+        elif isinstance(op, Host):
+            _gather(graph, op, where)
     resized = {t for t, chosen in where.items() if chosen is not None and len(chosen) != before[t]}
     for tensor in resized:
         chosen = where[tensor]
@@ -189,6 +251,40 @@ def reindex(graph: Graph, channels: Channels, index: Mapping[int, Index]) -> Gra
         elif isinstance(op, Compute) and op.pre and op.output in resized:
             graph.update(op.pre, shape=graph.shape(op.output))
     return graph
+
+
+def _gather(graph: Graph, op: Host, where: Mapping[str, Index | None]) -> None:
+    """Give a host operation its inputs in the order it knows, and bring its outputs into the new one."""
+    known: dict[str, str] = {}
+    for tensor in dict.fromkeys((*op.reads, *op.outputs)):
+        order = where.get(tensor)
+        if order is None:
+            continue
+        known[tensor] = graph.fresh(f"{tensor}/host")
+        graph.tensors[known[tensor]] = replace(graph.info(tensor), name=known[tensor], quant=None, layout=None)
+    if not known:
+        return
+    age = graph.dag.nodes[op.name]["age"]
+    inputs, outputs = (tuple(known.get(t, t) for t in tensors) for tensors in (op.inputs, op.outputs))
+    graph.replace(op.name, replace(op, inputs=inputs, outputs=outputs))
+    for tensor, own in known.items():
+        order = where[tensor]
+        assert order is not None
+        if tensor in op.outputs:
+            graph.add(_gather_of(graph, op, own, tensor, order), age=age)
+        else:
+            graph.add(_gather_of(graph, op, tensor, own, np.argsort(order)), age=age)
+
+
+def _gather_of(graph: Graph, op: Host, source: str, target: str, order: Index) -> Host:
+    """target = source with channel order[i] at place i, for a host operation that has one of them."""
+    places = graph.fresh(f"{target}/order")
+    graph.constants[places] = order
+    graph.tensors[places] = TensorInfo(name=places, shape=order.shape, dtype="int64")
+    axis = channel_axis(graph, source if graph.info(target).layout is None else target)
+    node = helper.make_node("Gather", [source, places], [target], axis=axis)
+    name = graph.fresh(f"{target}/gather")
+    return Host(name=name, inputs=(source, places), outputs=(target,), source=op.source, node=node, reason=op.reason)
 
 
 def _joined(channels: Channels, parts: tuple[int, ...], index: Mapping[int, Index]) -> Index | None:

@@ -1,7 +1,8 @@
 """The permute pass: an order of channels in which sparse layers take fewer steps, or keep more of their weights.
 
 The outputs of the network do not change: a channel's producer and all its consumers move together, and where the order
-is seen from outside (channels.py) nothing moves. Nothing is added to the network either.
+is seen from outside (channels.py) nothing moves. All that is added to the network is what puts channels in order for
+the host.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,9 @@ Used = NDArray[np.bool_]
 
 NEARLY_FULL = 0.95
 """From this density on, a layer's steps do not depend on the order of its channels."""
+
+GATHERING = 0.01
+"""Channels that the host sees are reordered for this share of the steps: the host then has to gather them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +69,9 @@ def reorder_steps(graph: Graph, spec: ArchSpec, rounds: int = 60) -> tuple[Graph
         if not readers and not writers:
             continue
         order, before, after = step_order(
-            space.size, [used for _, used in readers], [used for _, used in writers], grid, rounds
+            space.size, [used for _, used in readers], [used for _, used in writers], grid, rounds, space.run
         )
-        if after < before:
+        if after < before * (1.0 - GATHERING if space.host else 1.0):
             graph = reindex(graph, channels, {number: order})
             names = dict.fromkeys(name for name, _ in (*writers, *readers))
             report.append(Reordered(layers=tuple(names), channels=space.size, before=before, after=after))
@@ -95,7 +99,7 @@ def permute_for_nm(graph: Graph, patterns: Mapping[str, NM], rounds: int = 60) -
         for (name, first), pattern in zip(space.readers, found, strict=True):
             rows = np.abs(_rows(graph, name)[:, :, first : first + space.size]).reshape(-1, space.size)
             scores.append((np.ascontiguousarray(rows.T, dtype=np.float32), pattern.n))
-        order, before, after = keep_order(scores, found[0].m, rounds)
+        order, before, after = keep_order(scores, found[0].m, rounds, run=space.run)
         if after > before:
             index[number] = order
             gains |= dict.fromkeys(names, after / before)

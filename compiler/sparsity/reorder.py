@@ -29,6 +29,9 @@ SHARPNESS = 8.0
 SPARE = 0.25
 """Price of a nonzero that finds a free MAC in a step that is there anyway, against one that needs a new step."""
 
+FORBIDDEN = 1e6
+"""Price of a place that a channel may not take."""
+
 SIGNATURE = 256
 """Sets of columns by which channels are compared to find those that are alike."""
 
@@ -132,18 +135,20 @@ def step_order(
     writers: Sequence[NDArray[np.bool_]],
     grid: Grid,
     rounds: int = 60,
+    run: int = 0,
 ) -> tuple[Index, int, int]:
     """An order of channels in which the layers that read and make them take fewer steps.
 
     size : channels.  readers : bool [out, taps, size] each.  writers : bool [size, taps, in] each.
+    run : channels keep to their runs of so many; 0 for one run of all.
     Returns the order (old channel of each new place, int64 [size]) and the steps before and after; the order is the
     old one unless it saves steps.
     """
     rng = np.random.default_rng(0)
-    state = _Search(size, [Reader(r, grid) for r in readers], [_Writer(w, grid) for w in writers], grid)
+    state = _Search(size, [Reader(r, grid) for r in readers], [_Writer(w, grid) for w in writers], grid, run or size)
     before = state.best
     for start in _starts(state.readers, state.writers):
-        state.consider(start)
+        state.consider(start[np.argsort(start // state.run, kind="stable")])
     for _ in range(rounds if writers else 0):
         state.exchange_tiles(rng)
     for _ in range(rounds if readers else 0):
@@ -172,8 +177,8 @@ def _alike(signature: NDArray[np.bool_]) -> Index:
 class _Search:
     """The best order so far, and rounds that try to better it."""
 
-    def __init__(self, size: int, readers: list[Reader], writers: list[_Writer], grid: Grid) -> None:
-        self.readers, self.writers, self.grid = readers, writers, grid
+    def __init__(self, size: int, readers: list[Reader], writers: list[_Writer], grid: Grid, run: int) -> None:
+        self.readers, self.writers, self.grid, self.run = readers, writers, grid, run
         self.windows = np.arange(0, size, grid.group)
         self.tiles = np.arange(0, size, grid.columns)
         self.order: Index = np.arange(size)
@@ -205,7 +210,7 @@ class _Search:
             prices += reader.prices(picked, rest)
         if self.writers:
             tile = self.windows // self.grid.columns
-            prices[tile[:, np.newaxis] != tile] += 1e6
+            prices[tile[:, np.newaxis] != tile] += FORBIDDEN
         self._assign(slots, prices)
 
     def exchange_tiles(self, rng: np.random.Generator) -> None:
@@ -223,6 +228,8 @@ class _Search:
         self._assign(slots, prices)
 
     def _assign(self, slots: Index, prices: Float) -> None:
+        run = slots // self.run
+        prices[run[:, np.newaxis] != run] += FORBIDDEN
         which, where = linear_sum_assignment(prices)
         order = self.walk.copy()
         order[slots[where]] = self.walk[slots[which]]
@@ -234,12 +241,18 @@ class _Search:
 
 
 def keep_order(
-    scores: Sequence[tuple[Float, int]], group: int, rounds: int = 60, sample: int = 256, together: int = 64
+    scores: Sequence[tuple[Float, int]],
+    group: int,
+    rounds: int = 60,
+    sample: int = 256,
+    together: int = 64,
+    run: int = 0,
 ) -> tuple[Index, float, float]:
     """An order of input channels in which N:M keeps more.
 
     scores : for each layer that reads the channels, |score| [channels, rows] and its N; rows are output channels at
     taps.  group : M.  sample : rows of each layer that a round looks at.  together : groups that exchange at once.
+    run : channels keep to their runs of so many; 0 for one run of all.
     Returns the order, and the sum of scores kept before and after.
     """
     rng = np.random.default_rng(0)
@@ -256,7 +269,7 @@ def keep_order(
         chosen = [(values, n, rng.permutation(values.shape[1])[:sample]) for values, n in scores]
         shuffled = rng.permutation(starts)
         for first in range(0, len(shuffled), together):
-            _exchange(trial, shuffled[first : first + together], group, chosen, rng)
+            _exchange(trial, shuffled[first : first + together], group, run or size, chosen, rng)
         now = kept(trial)
         if now > best:
             order, best = trial, now
@@ -264,7 +277,7 @@ def keep_order(
 
 
 def _exchange(
-    order: Index, starts: Index, group: int, scores: list[tuple[Float, int, Index]], rng: np.random.Generator
+    order: Index, starts: Index, group: int, run: int, scores: list[tuple[Float, int, Index]], rng: np.random.Generator
 ) -> None:
     """One channel of each of these groups finds the group where it adds most. Changes `order`."""
     slots = starts + rng.integers(0, group, len(starts))
@@ -278,6 +291,8 @@ def _exchange(
         newcomers = values[picked[:, np.newaxis], rows]
         for j in range(len(starts)):
             gain[:, j] += np.maximum(newcomers - smallest[j], 0.0).sum(axis=1)
+    at = slots // run
+    gain[at[:, np.newaxis] != at] -= FORBIDDEN * gain.max(initial=1.0)
     which, where = linear_sum_assignment(-gain)
     order[slots[where]] = picked[which]
 

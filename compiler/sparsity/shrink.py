@@ -1,7 +1,7 @@
 """Structured removal: whole channels go, and every layer that makes or reads them becomes smaller.
 
-Channels are removed where the network lets them: not where the order of channels is seen from outside (see
-channels.py), and in all layers that an addition or a depthwise convolution ties together at once.
+Channels are removed where the network lets them: not where their order is seen from outside or by the host
+(see channels.py), and in all layers that an addition or a depthwise convolution ties together at once.
 """
 
 from collections.abc import Mapping
@@ -70,7 +70,7 @@ def drop_dead_channels(graph: Graph, granule: int = 8, spec: ArchSpec | None = N
         channels = find_channels(graph)
         index: dict[int, NDArray[np.int64]] = {}
         for number, space in enumerate(channels.spaces):
-            if space.fixed or space.size < 2 or not space.writers:
+            if space.kept or space.size < 2 or not space.writers:
                 continue
             dead = _unread(graph, space) | _always_zero(graph, channels, number)
             spare = np.flatnonzero(dead)[: max(granule, -(-int((~dead).sum()) // granule) * granule) - (~dead).sum()]
@@ -93,8 +93,8 @@ def _steps(graph: Graph, space: Space, spec: ArchSpec) -> int:
 
 def _refusal(graph: Graph, channels: Channels, number: int) -> str:
     """Why channels of a space cannot be removed, "" when they can."""
-    if channels.spaces[number].fixed:
-        return channels.spaces[number].fixed
+    if channels.spaces[number].kept:
+        return channels.spaces[number].kept
     for tensor, parts in channels.parts.items():
         if number in parts and channel_axis(graph, tensor) is None:
             return f"the channels of {tensor!r} lie along several axes"
