@@ -223,7 +223,7 @@ def concat_of_unlike():
 
 
 HOST_SEGMENTS = {
-    mlp: 0, transformer: 4, shuffle: 0, pool_beside_negatives: 0, pool_of_negatives: 1, views: 1, batch: 0,
+    mlp: 0, transformer: 4, shuffle: 0, pool_beside_negatives: 0, pool_of_negatives: 0, views: 1, batch: 0,
     host_between: 1, cancelling: 1, around_a_layer: 2, concat_of_unlike: 1,
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -12,8 +13,8 @@ from tests.support.frontend import Builder, check_same_function, check_structure
 X = np.random.default_rng(5).standard_normal((1, 4, 6, 6)).astype(np.float32)
 
 
-def agree(model, feeds, steps=1.0001):
-    network, twin, graph = compile_both(model, [feeds])
+def agree(model, feeds, steps=1.0001, **options):
+    network, twin, graph = compile_both(model, [feeds], **options)
     check_same_function(model, graph, feeds)
     check_structure(network)
     outputs, _ = run_network(network, feeds)
@@ -37,6 +38,41 @@ def test_subgraphs_that_capture_tensors(given_out):
     b.op("Conv", z, b.weight(2, 4, 1, 1), out="out")
     network = agree(b.model("out", *([y] if given_out else [])), {"x": X})
     assert [type(s).__name__ for s in network.stages] == ["Conv", "HostSegment", "Conv"]
+
+
+def branch(name, *nodes):
+    return helper.make_graph(list(nodes), name, [], [helper.make_empty_tensor_value_info(nodes[-1].output[0])])
+
+
+def test_a_condition_on_shapes_leaves_the_branch_that_is_taken():
+    """Nested, with names that both branches use, weights inside, and a tensor captured from outside."""
+    b = Builder(("x", (1, 4, 6, 6)))
+    y = b.conv("x", 4, 4, k=1)
+    axes = helper.make_node("Constant", [], ["axes"], value_ints=[0])
+    weight = helper.make_node("Constant", [], ["axes"], value=onnx.numpy_helper.from_array(np.ones((2, 4, 1, 1), "f4")))
+    inner = branch("inner", weight, helper.make_node("Conv", [y, "axes"], ["out"]))
+    other = branch("other", axes, helper.make_node("Squeeze", [y, "axes"], ["out"]))
+    four = b.op("Equal", b.op("Size", b.op("Shape", y)), b.constant(4, np.int64))
+    nested = helper.make_node("If", [four], ["in"], then_branch=inner, else_branch=other)
+    outer = branch("outer", nested, helper.make_node("Relu", ["in"], ["last"]))
+    z = b.op("If", four, then_branch=outer, else_branch=branch("never", helper.make_node("Neg", [y], ["last"])))
+    network = agree(b.model(b.conv(z, 2, 3, k=1)), {"x": X})
+    assert not any(isinstance(stage, HostSegment) for stage in network.stages)
+    assert len(network.layers) == 3
+
+
+def test_a_branch_that_is_not_taken_may_contradict_the_sizes():
+    b = Builder(("x", (1, 4, 6, 6)))
+    b.inputs.append(helper.make_tensor_value_info("rate", TensorProto.INT64, []))
+    y = b.op("Relu", b.conv("x", 4, 4, k=1))
+    taken = branch("taken", helper.make_node("Reshape", [y, b.constant([1, 4, 36], np.int64)], ["o"]))
+    shape = b.constant([1, 4, 99], np.int64)
+    other = branch("other", helper.make_node("Reshape", [y, shape], ["o"]))
+    flag = b.op("Equal", "rate", b.constant(16000, np.int64))
+    model = b.model(b.op("If", flag, then_branch=taken, else_branch=other))
+    network = agree(model, {"x": X, "rate": np.array(16000)})
+    (segment,) = (stage for stage in network.stages if isinstance(stage, HostSegment))
+    onnxruntime.InferenceSession(segment.model)  # with every optimisation, which look into both branches
 
 
 def test_operators_of_other_domains():
@@ -149,3 +185,30 @@ def test_tensors_that_are_always_zero():
     b = Builder(("x", (1, 4, 6, 6)))
     y = b.op("Relu", b.op("Conv", "x", b.constant(np.zeros((4, 4, 1, 1))), b.constant([-1.0] * 4)))
     agree(b.model(b.op("Add", b.conv(y, 4, 4, k=1), y)), {"x": X})
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_padded_maximum_of_values_below_zero(signed):
+    """Padding never wins, though the array pads with zero: the maximum is taken of codes from the lowest one on."""
+    b = Builder(("x", (1, 4, 6, 6)))
+    y = b.op("LeakyRelu", b.op("MaxPool", b.conv("x", 4, 4, k=1), kernel_shape=[3, 3], pads=[1, 1, 1, 1]), alpha=0.5)
+    network = agree(b.model(b.conv(y, 4, 3)), {"x": X - 2}, signed=signed)
+    assert not any(isinstance(stage, HostSegment) for stage in network.stages)
+
+
+@pytest.mark.parametrize("kind", ["Split", "Slice", "Gather"])
+def test_some_channels_stay_on_the_array_with_their_codes(kind):
+    b = Builder(("x", (1, 4, 6, 6)))
+    y = b.op("Sigmoid", b.conv("x", 4, 6, k=1))
+    if kind == "Split":
+        parts = b.op("Split", y, b.constant([2, 4], np.int64), axis=1, out="two"), "four"
+        b.nodes[-1].output.append("four")
+    elif kind == "Slice":
+        parts = [b.op("Slice", y, *(b.constant([v], np.int64) for v in (a, 6, 1, 2))) for a in (0, 1)]
+    else:
+        parts = [b.op("Gather", y, b.constant(i, np.int64), axis=1) for i in ([5, 0], [1, 1, 2])]
+    sizes = {"Split": (2, 4), "Slice": (3, 3), "Gather": (2, 3)}[kind]
+    ends = [b.conv(part, size, 3) for part, size in zip(parts, sizes, strict=True)]
+    network = agree(b.model(*ends), {"x": X})
+    assert not any(isinstance(stage, HostSegment) for stage in network.stages)
+    assert len({network.tensors[name].scale for name in (y, *parts)}) == 1

@@ -192,6 +192,21 @@ def test_dynamic_quantisation(tmp_path, build, weight):
     assert any("fixed scales from calibration" in note for note in network.notes)
 
 
+def test_dynamic_quantisation_with_its_bias_in_whole_numbers():
+    """As earlier quantisers wrote it: the bias is divided by the scales and rounded at run time."""
+    b = Builder(("x", (1, 4, 6, 6)))
+    codes, scale, zero = "codes", "scale", "zero"
+    b.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], [codes, scale, zero]))
+    weight, step = b.constant(b.rng.integers(0, 255, (5, 4, 3, 3)), np.uint8), b.constant(0.01)
+    sums = b.op("ConvInteger", codes, weight, zero, b.constant(130, np.uint8))
+    both = b.op("Mul", scale, step)
+    whole = b.op("Cast", b.op("Floor", b.op("Div", b.weight(5), both)), to=onnx.TensorProto.INT32)
+    sums = b.op("Add", sums, b.op("Reshape", whole, b.constant([1, -1, 1, 1], np.int64)))
+    y = b.op("Mul", b.op("Cast", sums, to=onnx.TensorProto.FLOAT), b.op("Mul", scale, step))
+    network = agree(b.model(y), (1, 4, 6, 6))
+    assert not hosts(network)
+
+
 def test_points_of_16_bits_are_left_out_and_said_so(tmp_path):
     model = quantised(tmp_path, cnn(), SHAPE, activation_type=QuantType.QUInt16, weight_type=TYPES["s8"])
     network = agree(model, SHAPE, steps=4)
@@ -228,8 +243,9 @@ def test_nine_bits_are_two_parts_of_one_sum(kind):
     model, x = wide(kind), {"x": normal((1, 4, 6, 6), 1)}
     network = build_network(model)  # warns if anything had to be calibrated
     assert not hosts(network)
-    (note,) = (note for note in network.notes if "two of 8 bits" in note)
-    assert "reach from -40 to 2" in note
+    (note,) = (note for note in network.notes if "in two parts of one sum" in note)
+    assert "n_" in note
+    assert "(-40 to 2" in note
     run = gossamer.simulate(gossamer.compile(model, "tiny"), x)
     (ours,), (theirs,) = run.outputs.values(), run_onnx(model, x)
     off = np.abs(ours - theirs) / 0.25

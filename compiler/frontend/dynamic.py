@@ -61,7 +61,8 @@ def _unfold_integer(graph: Graph, op: Host) -> int:
     second = dynamic_source(graph, op.inputs[1], nodes.input(3))
     if second is None and nodes.value(1) is None:
         return _refuse(graph, op, "with a weight that is computed at run time")
-    cast = graph.sole_consumer(op.output)
+    bias, sums = _bias(graph, op)
+    cast = graph.sole_consumer(op.output if sums is None else sums.output)
     if not isinstance(cast, Host) or cast.node.op_type != "Cast":
         return _refuse(graph, op, "whose sums are not turned into real numbers")
     wanted = {first.outputs[1]} | ({second.outputs[1]} if second else set())
@@ -73,12 +74,29 @@ def _unfold_integer(graph: Graph, op: Host) -> int:
         return _refuse(graph, op, "with weight scales along an axis that is not the output channel")
     last = passed[-1]
     graph.remove(op.name)
-    for gone in passed:
+    for gone in (*passed, *([sums] if sums else [])):
         graph.remove(gone.name)
-    kind, reads = _INTEGER[op.node.op_type], (first.inputs[0], weight)
+    kind, reads = _INTEGER[op.node.op_type], (first.inputs[0], weight, *([bias] if bias else []))
     nodes.add(kind, reads, outputs=(last.output,), main=True, attributes=nodes.attributes)
     nodes.append()
     return 1
+
+
+def _bias(graph: Graph, op: Host) -> tuple[str, Host | None]:
+    """A constant that is quantised at run time and added to a convolution's sums, and the addition.
+
+    Earlier quantisers wrote it so: whole numbers of bias / scales, in the shape of channels.
+    """
+    add = graph.sole_consumer(op.output)
+    if op.node.op_type != "ConvInteger" or not isinstance(add, Host) or add.node.op_type != "Add":
+        return "", None
+    at = add.inputs[1] if add.inputs[0] == op.output else add.inputs[0]
+    for kind in ("Reshape", "Cast", "Floor", "Div"):
+        made = graph.producer(at)
+        if not isinstance(made, Host) or made.node.op_type != kind:
+            return "", None
+        at = made.inputs[0]
+    return (at, add) if at in graph.constants and graph.constants[at].ndim == 1 else ("", None)
 
 
 def _scaling(graph: Graph, cast: Host, wanted: set[str]) -> tuple[list[Op] | None, Array]:

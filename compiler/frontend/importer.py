@@ -16,7 +16,7 @@ from gossamer.arch.errors import ModelError
 from gossamer.compiler.frontend.graph import Graph
 from gossamer.compiler.frontend.ops import Array, Host, TensorInfo
 
-__all__ = ["OPSET", "dtype_name", "import_model", "load"]
+__all__ = ["OPSET", "captured", "dtype_name", "import_model", "load"]
 
 OPSET = 17
 """Older models are converted to this version of the standard operators; newer ones are kept as they are."""
@@ -223,25 +223,24 @@ def _operations(graph: onnx.GraphProto) -> Iterator[Host]:
             number += 1
             name = f"{stem}_{number}"
         taken.add(name)
-        captured = tuple(sorted(_captured(node)))
         yield Host(
             name=name,
             inputs=tuple(node.input),
             outputs=tuple(node.output),
             source=(name,),
             node=node,
-            captured=captured,
+            captured=tuple(sorted(captured(node))),
         )
 
 
-def _captured(node: onnx.NodeProto) -> set[str]:
+def captured(node: onnx.NodeProto) -> set[str]:
     """Names that subgraphs of a node read from outside."""
     found: set[str] = set()
     for attribute in node.attribute:
         for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
             own = {i.name for i in (*body.input, *body.initializer)}
             for inner in body.node:
-                found |= ({i for i in inner.input if i} | _captured(inner)) - own
+                found |= ({i for i in inner.input if i} | captured(inner)) - own
                 own |= set(inner.output)
             found |= {o.name for o in body.output} - own
     return found

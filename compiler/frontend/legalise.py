@@ -36,6 +36,7 @@ from gossamer.compiler.frontend.ops import (
     Reshape,
     Transpose,
 )
+from gossamer.compiler.frontend.select import select_channels
 
 __all__ = ["legalise"]
 
@@ -51,7 +52,12 @@ def legalise(graph: Graph) -> Graph:
     graph = graph.copy()
     for op in graph.order():
         if isinstance(op, Host):
-            if not op.reason:
+            selected = select_channels(graph, op)
+            if selected:
+                graph.replace(op.name, *(conv for conv, _ in selected))
+                for conv, layout in selected:
+                    graph.update(conv.output, layout=layout)
+            elif not op.reason:
                 graph.replace(op.name, replace(op, reason=f"{op.node.op_type} has no equivalent on the array"))
             continue
         try:

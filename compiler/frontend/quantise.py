@@ -91,6 +91,14 @@ def _moves(op: Op) -> bool:
     return isinstance(op, View | Concat | MaxPool)
 
 
+def _is_wiring(graph: Graph, op: Op) -> bool:
+    """Whether the operation only copies channels, and no other codes are asked for behind it."""
+    if not isinstance(op, Conv) or not op.fixed or op.residual or op.activation is not None:
+        return False
+    before, behind = graph.info(op.inputs[0]).quant, graph.info(op.output).quant
+    return before is None or behind is None or before == behind
+
+
 def _separate(graph: Graph) -> Graph:
     """Where a QDQ model asks for different codes on both sides of an operation that cannot round, round beside it."""
     for op in graph.order():
@@ -155,7 +163,7 @@ def _groups(graph: Graph) -> list[list[str]]:
         if isinstance(op, Compute) and op.pre:
             tensors.append(op.pre)
         together.add_nodes_from(tensors)
-        if _moves(op):
+        if _moves(op) or _is_wiring(graph, op):
             together.add_edges_from((op.output, tensor) for tensor in op.inputs)
     members: dict[int, list[str]] = defaultdict(list)
     component = {t: i for i, found in enumerate(nx.connected_components(together)) for t in found}
@@ -187,15 +195,30 @@ def _protect_padding(graph: Graph, ranges: dict[str, tuple[float, float]]) -> bo
 
 
 def _check_padding(graph: Graph) -> None:
-    """The array pads with the code of zero; a maximum may only do so where no code is below it."""
+    """The array pads with the code of zero; a maximum may only do so where no value is below it.
+
+    Elsewhere the same codes are read with the lowest one as their zero, which padding then is; a copy before the
+    maximum and one behind it say so, and neither rounds.
+    """
     for op in graph.order():
         if not isinstance(op, MaxPool) or not any(op.pads):
             continue
         quant = graph.info(op.inputs[0]).quant
         assert quant is not None
-        if quant.zero_point != code_range(quant.signed)[0] and not _never_negative(graph, op.inputs[0]):
-            reason = "MaxPool with padding over codes below that of zero: the padding, which is zero, could win"
-            graph.replace(op.name, *host_ops(graph, op, reason))
+        lowest = code_range(quant.signed)[0]
+        if quant.zero_point == lowest or _never_negative(graph, op.inputs[0]):
+            continue
+        shift = (quant.zero_point - lowest) * quant.scale
+        shifted = replace(quant, zero_point=lowest)
+        names = []
+        for tensor in (op.inputs[0], op.output):
+            names.append(graph.fresh(f"{tensor}/from_lowest"))
+            graph.tensors[names[-1]] = replace(graph.info(tensor), name=names[-1], quant=shifted)
+        back = _identity(graph, names[1], op.output)
+        graph.replace(op.name, replace(op, inputs=(names[0],), outputs=(names[1],), activation=None))
+        there = _identity(graph, op.inputs[0], names[0])
+        graph.add(replace(there, shift=there.shift + shift, source=op.source))
+        graph.add(replace(back, shift=back.shift - shift, source=op.source, activation=op.activation))
 
 
 def _never_negative(graph: Graph, tensor: str) -> bool:

@@ -116,6 +116,10 @@ def build_segment(graph: Graph, name: str, ops: list[Host]) -> HostSegment:
                 rename(node, {tensor: f"{tensor}/real", f"{tensor}/codes": tensor})
             info = replace(info, dtype=info.quant.dtype)
         leaving.append(value_info(info))
+    if any(a.type in (a.GRAPH, a.GRAPHS) for node in writer.nodes for a in node.attribute):
+        for value in crossing:  # in a branch that is not taken, fixed sizes may contradict each other
+            for axis in value.type.tensor_type.shape.dim:
+                axis.ClearField("dim_value")
     model = writer.model(name, crossing, leaving)
     return HostSegment(
         name=name,
@@ -163,7 +167,7 @@ def _macs(graph: Graph, op: Host) -> int:
         second = shapes[at]
     if first is None or second is None:
         return 0
-    if kind in ("LSTM", "GRU", "RNN"):  # every step and sample meets all weights
+    if kind in ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"):  # every step and sample meets all weights
         recurrent = shapes[2] if len(shapes) > 2 else None
         return prod(first[:2]) * (prod(second) + prod(recurrent or (0,)))
     if out is None:

@@ -12,6 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from gossamer.arch.errors import ModelError
+from gossamer.compiler.frontend.control import inline_known_branches
 from gossamer.compiler.frontend.graph import Graph
 from gossamer.compiler.frontend.importer import SMALL, dtype_name
 from gossamer.compiler.frontend.ops import Array, Host, Op, TensorInfo
@@ -37,7 +38,7 @@ def infer_shapes(graph: Graph) -> Graph:
     """Give every tensor its shape and dtype, as far as they do not depend on data."""
     before, now = (-1, -1), (0, 0)
     while now != before:
-        graph = fold_constants(_asked(_inferred(graph)))
+        graph = inline_known_branches(fold_constants(_asked(_inferred(graph))))
         before, now = now, (len(graph), _unknown(graph))
         if not now[1]:
             break

@@ -21,6 +21,7 @@ __all__ = ["split_wide_weights"]
 def split_wide_weights(graph: Graph) -> Graph:
     """Give every layer whose weight codes exceed int8 its input twice, with a note; where that cannot be, the host."""
     graph = graph.copy()
+    split: list[str] = []
     for op in graph.order():
         if not isinstance(op, Conv | Linear) or op.weight_scale is None:
             continue
@@ -41,7 +42,13 @@ def split_wide_weights(graph: Graph) -> Graph:
             _interleave(graph, op, kept * column, (codes - kept) * column)
         else:
             _repeat(graph, op, layout, kept * column, (codes - kept) * column)
-        graph.notes.append(f"{op.name}: {extent}: as two of 8 bits each, {cut:.2%} of the second are not zero")
+        split.append(f"{op.name} ({codes.min():.0f} to {codes.max():.0f}, {cut:.1%} cut off)")
+    if split:
+        more = f" and {len(split) - 3} more" if len(split) > 3 else ""
+        graph.notes.append(
+            f"weight codes less their zero point exceed 8 bits, so they are in two parts of one sum, in "
+            f"{', '.join(split[:3])}{more}"
+        )
     return graph
 
 
