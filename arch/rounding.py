@@ -16,6 +16,5 @@ def round_half_even(value: int, shift: int) -> int:
     quotient = value >> shift
     remainder = value - (quotient << shift)
     half = np.int64(1) << shift >> 1
-    if remainder > half or (remainder == half and half > 0 and quotient & 1 == 1):
-        quotient += 1
-    return quotient
+    # Without a branch, so that loops over channels become vectors.
+    return quotient + ((remainder > half) | ((remainder == half) & (half > 0) & (quotient & 1 == 1)))

@@ -1,7 +1,9 @@
 """CPU kernels: exact integer arithmetic that the simulator and the tests rely on, plain and as fast as the CPU allows.
 
-formats: what a sparse weight is.  matmul, conv, pool, stream: sums and maxima in int32, by plain loops.
+formats: what a sparse weight is.  matmul, conv, pool: sums and maxima in int32, by plain loops.
 epilogue: back to 8 bits.  bounds: the proof that int32 is enough.
+stream: the step stream. Under it steps (the compiled product, which is the simulator's too) and step_vectors (the
+instructions it is made of).
 
 layer: a weight made ready once, with all that follows its sums, and then called: the fast way in. Under it choose
 (which kernel, and why), pack and scaling (weights and parameters laid out), fast (the kernels), intrinsics, codes and

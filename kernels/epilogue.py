@@ -3,6 +3,9 @@
 The arithmetic is defined by gossamer.arch.numerics; this is the same, compiled, and checked against it bit for bit.
 """
 
+import math
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,7 +15,7 @@ from gossamer.arch.numerics import MULTIPLIER_BITS, SHIFT_MAX, SHIFT_MIN, Requan
 from gossamer.arch.rounding import round_half_even
 from gossamer.kernels.checks import check_array, check_int, check_per_channel
 
-__all__ = ["requantise"]
+__all__ = ["requantise", "requantise_rows"]
 
 
 def requantise(
@@ -48,72 +51,83 @@ def requantise(
     shift = check_per_channel("shift", q.shift, channels, SHIFT_MIN, SHIFT_MAX)
     if q.lo > q.hi:
         raise ModelError(f"lo must be at most hi ({q.hi}), not {q.lo}")
-    # Outer, channel, inner: one kernel for channels anywhere. An array with no elements stands for an absent one,
-    # so that there is one compiled variant.
-    view = (int(np.prod(acc.shape[:axis])), channels, int(np.prod(acc.shape[axis + 1 :])))
-    residuals = np.empty((0, 0, 0), dtype=np.int16)
+    # An array with no elements stands for an absent one, so that there is one compiled variant.
+    residuals = np.empty((0, 0), dtype=np.int16)
     if residual is not None:
         check_array("residual", residual, [np.int8, np.uint8, np.int16])
         if residual.shape != acc.shape:
             raise ModelError(f"residual must have the shape of acc {acc.shape}, not {residual.shape}")
         check_int("residual_shift", q.residual_shift, 0, int(shift.min(initial=SHIFT_MAX)))
-        residuals = np.ascontiguousarray(residual, dtype=np.int16).reshape(view)
-    codes = np.empty(0, dtype=np.int16)
+        residuals = _channels_last(residual.astype(np.int16), axis)
+    codes = np.empty((0, 256), dtype=np.int16)
     if table is not None:
         check_array("table", table, [np.int8, np.uint8, np.int16], 1)
         if table.size != 256:
             raise ModelError(f"table must have 256 entries, not {table.size}")
-        codes = np.ascontiguousarray(table, dtype=np.int16)
-    out = np.empty(view, dtype=np.int16)
-    _requantise(
-        np.ascontiguousarray(acc).reshape(view),
-        np.ascontiguousarray(bias),
+        codes = np.ascontiguousarray(table, dtype=np.int16).reshape(1, 256)
+    sums = _channels_last(acc, axis)
+    out = np.empty(sums.shape, dtype=np.int16)
+    requantise_rows(
+        sums,
+        bias.astype(np.int64),
         multiplier,
         shift,
         q.zero_point,
         q.lo,
         q.hi,
         residuals,
+        0,
+        q.residual_zero_point,
         q.residual_multiplier,
         q.residual_shift,
-        q.residual_zero_point,
         codes,
         out,
     )
-    return out.reshape(acc.shape)
+    shape = np.moveaxis(acc, axis, -1).shape
+    return np.ascontiguousarray(np.moveaxis(out.reshape(shape), -1, axis))
+
+
+def _channels_last(array: NDArray[Any], axis: int) -> NDArray[Any]:
+    """[rows, channels], C-contiguous."""
+    moved = np.ascontiguousarray(np.moveaxis(array, axis, -1))
+    return moved.reshape(math.prod(moved.shape[:-1]), moved.shape[-1])
 
 
 @jit
-def _requantise(
+def requantise_rows(
     acc: NDArray[np.int32],
-    bias: NDArray[np.int32],
+    bias: NDArray[np.int64],
     multiplier: NDArray[np.int64],
     shift: NDArray[np.int64],
     zero_point: int,
     lo: int,
     hi: int,
-    residual: NDArray[np.int16],
+    residual: NDArray[Any],
+    flip: int,
+    residual_zero: int,
     residual_multiplier: int,
     residual_shift: int,
-    residual_zero_point: int,
-    table: NDArray[np.int16],
-    out: NDArray[np.int16],
+    table: NDArray[Any],
+    out: NDArray[Any],
 ) -> None:
-    """acc, residual, out : [outer, channels, inner]; residual and table may be empty, for none."""
-    outer, channels, inner = acc.shape
-    with_residual = residual.size > 0
-    with_table = table.size > 0
-    for o in range(outer):
-        for c in range(channels):
-            add = np.int64(bias[c])
-            scale = multiplier[c]
-            right = shift[c]
-            for i in range(inner):
-                total = (np.int64(acc[o, c, i]) + add) * scale
-                if with_residual:
-                    term = (np.int64(residual[o, c, i]) - residual_zero_point) * residual_multiplier
-                    total += term << (right - residual_shift)
-                code = min(max(round_half_even(total, right) + zero_point, lo), hi)
-                if with_table:
-                    code = int(table[code & 0xFF])
-                out[o, c, i] = code
+    """Channels last: bias, multiplier, shift [channels]; acc [rows, at least channels]; residual, out [rows, channels].
+
+    table : [1, 256]. A residual or table without rows: there is none. All C-contiguous, so that loops become vectors.
+    flip : 128 if the residual is bytes of int8 codes and its zero point moved by 128; else 0.
+    """
+    channels = bias.size
+    for row in range(acc.shape[0]):
+        sums, codes = acc[row], out[row]
+        if residual.size > 0:
+            added = residual[row]
+            for c in range(channels):
+                term = ((np.int64(added[c]) ^ flip) - residual_zero) * residual_multiplier
+                total = (np.int64(sums[c]) + bias[c]) * multiplier[c] + (term << (shift[c] - residual_shift))
+                codes[c] = min(max(round_half_even(total, shift[c]) + zero_point, lo), hi)
+        else:
+            for c in range(channels):
+                total = (np.int64(sums[c]) + bias[c]) * multiplier[c]
+                codes[c] = min(max(round_half_even(total, shift[c]) + zero_point, lo), hi)
+        if table.size > 0:
+            for c in range(channels):
+                codes[c] = table[0, np.int64(codes[c]) & 0xFF]

@@ -1,5 +1,6 @@
 """What an accelerator holds while a Program runs, and the numbers of its spec that compiled code needs."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from gossamer.arch.isa import Encoding
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.stream import record_bytes
+from gossamer.kernels.steps import SLACK
 
 __all__ = ["Machine", "Sizes", "make_machine", "sizes_of"]
 
@@ -72,9 +74,11 @@ def make_machine(spec: ArchSpec, garbage: int | None = None) -> Machine:
     rng = np.random.default_rng(garbage)
 
     def memory(*shape: int, below: int = 256) -> NDArray[np.uint8]:
-        if garbage is None:
-            return np.zeros(shape, dtype=np.uint8)
-        return rng.integers(0, below, shape, dtype=np.uint8)
+        size = math.prod(shape)
+        held = np.zeros(size + SLACK, dtype=np.uint8)[:size].reshape(shape)
+        if garbage is not None:
+            held[...] = rng.integers(0, below, shape, dtype=np.uint8)
+        return held
 
     steps = (spec.weight_steps, spec.columns, spec.macs)
     words = memory(spec.lanes, 2 * spec.depth, spec.columns, 4)

@@ -31,6 +31,7 @@ from gossamer.arch.access import (
 )
 from gossamer.arch.isa import Encoding, LoadKind
 from gossamer.arch.jit import jit
+from gossamer.kernels.step_vectors import copy_bytes
 from gossamer.sim.machine import Machine, Sizes
 
 __all__ = ["decode_records", "load", "load_operand", "read_string", "store"]
@@ -58,10 +59,9 @@ def load(f: NDArray[np.int64], sizes: Sizes, machine: Machine, dram: NDArray[np.
         for k in range(data.size // 2):
             machine.offsets[f[L_DEST] * beat // 2 + k] = np.int64(data[2 * k]) | np.int64(data[2 * k + 1]) << 8
     elif kind == _PARAMETER:
-        machine.parameters[f[L_DEST] * beat : f[L_DEST] * beat + data.size] = data
+        copy_bytes(machine.parameters, f[L_DEST] * beat, data, 0, data.size)
     else:
-        for k in range(data.size):
-            machine.tables[f[L_DEST] + k // 256, k % 256] = data[k]
+        copy_bytes(machine.tables, f[L_DEST] * 256, data, 0, data.size)
 
 
 @jit
@@ -78,19 +78,20 @@ def _scatter(f: NDArray[np.int64], beat: int, dram: NDArray[np.uint8], bank: NDA
             for ly in range(keep_y):
                 at = (f[L_ADDR] + b * f[L_BS] + (y + ly) * f[L_RS] + x) * beat
                 to = (f[L_DEST] + (b * f[L_TR] + ly) * f[L_TB]) * beat
-                bank[lane, to : to + keep_x] = dram[at : at + keep_x]
+                copy_bytes(bank, lane * bank.shape[1] + to, dram, at, keep_x)
 
 
 @jit
 def read_string(f: NDArray[np.int64], beat: int, dram: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """All bytes of the region one after the other."""
     row = f[L_BEATS] * beat
+    if f[L_ROWS] * f[L_BLOCKS] == 1:
+        return dram[f[L_ADDR] * beat : f[L_ADDR] * beat + row]
     out = np.empty(row * f[L_ROWS] * f[L_BLOCKS], dtype=np.uint8)
     n = 0
     for b in range(f[L_BLOCKS]):
         for y in range(f[L_ROWS]):
-            at = (f[L_ADDR] + b * f[L_BS] + y * f[L_RS]) * beat
-            out[n : n + row] = dram[at : at + row]
+            copy_bytes(out, n, dram, (f[L_ADDR] + b * f[L_BS] + y * f[L_RS]) * beat, row)
             n += row
     return out
 
@@ -105,29 +106,48 @@ def decode_records(
     selects: NDArray[np.uint8],
 ) -> None:
     """Records to rows first, first + 1, ... of values and selects [rows, C, V], as arch.stream.decode_steps does."""
-    columns, macs, group = sizes.columns, sizes.macs, sizes.group
-    size = sizes.step_bytes[encoding]
+    macs, group = sizes.macs, sizes.group
+    size, width, period = sizes.step_bytes[encoding], sizes.columns * macs, group // macs
+    row = np.empty(width, dtype=np.uint8)
     for k in range(data.size // size):
-        record = data[k * size : (k + 1) * size]
-        bit = columns * macs * 8
-        for c in range(columns):
-            for v in range(macs):
-                values[first + k, c, v] = np.int8(record[c * macs + v])
-                select = 0
-                if encoding == _DENSE:
-                    select = k % (group // macs) * macs + v
-                elif encoding == _INDEX:
-                    for j in range(sizes.select_bits):
-                        select |= ((record[bit >> 3] >> (bit & 7)) & 1) << j
-                        bit += 1
-                selects[first + k, c, v] = select
-            if encoding > _INDEX:  # MASK
-                v = 0
-                for m in range(group):
-                    if (record[bit >> 3] >> (bit & 7)) & 1 and v < macs:
-                        selects[first + k, c, v] = m
-                        v += 1
-                    bit += 1
+        to = (first + k) * width
+        copy_bytes(values, to, data, k * size, width)
+        if encoding == _DENSE and k >= period:
+            copy_bytes(selects, to, selects, to - period * width, width)
+            continue
+        if encoding == _DENSE:
+            for i in range(width):
+                row[i] = k * macs + i % macs
+        elif encoding == _INDEX:
+            _unpack(data, k * size + width, sizes.select_bits, row)
+        else:
+            _unmask(data, k * size + width, group, macs, row)
+        copy_bytes(selects, to, row, 0, width)
+
+
+@jit
+def _unpack(data: NDArray[np.uint8], at: int, bits: int, row: NDArray[np.uint8]) -> None:
+    """INDEX: numbers of `bits` bits from data[at] on, eight in as many bytes as they have bits."""
+    for i in range(0, row.size, 8):
+        count = min(8, row.size - i)
+        word = np.int64(0)
+        for byte in range((bits * count + 7) >> 3):
+            word |= np.int64(data[at + (i >> 3) * bits + byte]) << (8 * byte)
+        for k in range(count):
+            row[i + k] = (word >> (bits * k)) & ((1 << bits) - 1)
+
+
+@jit
+def _unmask(data: NDArray[np.uint8], at: int, group: int, macs: int, row: NDArray[np.uint8]) -> None:
+    """MASK: `group` bits a column from data[at] on; values beyond its set bits select 0."""
+    for i in range(0, row.size, macs):
+        bit, v = i // macs * group, 0
+        for m in range(group):
+            if (data[at + ((bit + m) >> 3)] >> ((bit + m) & 7)) & 1 and v < macs:
+                row[i + v] = m
+                v += 1
+        for idle in range(v, macs):
+            row[i + idle] = 0
 
 
 @jit
@@ -174,4 +194,4 @@ def store(f: NDArray[np.int64], sizes: Sizes, machine: Machine, dram: NDArray[np
                 x = j * tile_beats
                 keep = min(tile_beats, f[S_BEATS] - x) * beat
                 to = at + x * beat
-                dram[to : to + keep] = machine.outputs[lane, source : source + keep]
+                copy_bytes(dram, to, machine.outputs, lane * machine.outputs.shape[1] + source, keep)

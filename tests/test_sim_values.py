@@ -13,6 +13,7 @@ from gossamer.arch.numerics import Requant, requantise
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.stream import decode_steps, legal_encodings
 from gossamer.kernels import stream_matmul
+from gossamer.kernels.steps import make_bench
 from gossamer.sim import simulate
 from gossamer.sim.array import drain, matmul
 from gossamer.sim.machine import make_machine, sizes_of
@@ -75,7 +76,7 @@ def test_matmul_equals_kernel(mode: MatmulMode, signed: int, accumulate: int) ->
     fields = {"mode": int(mode), "signed": signed, "zero_point": 0x85, "accumulate": accumulate, "bank": 1}
     shape = {"acc_base": 2, "steps": 300, "weight_base": 5, "offset_base": 7, "act_base": 1, "nx": 3, "ny": 2}
     row = to_matrix([Instruction.make(Op.MATMUL, **fields, **shape, sx=1, sy=4)])[0]
-    matmul(row, sizes_of(ARRAY), machine)
+    matmul(row, sizes_of(ARRAY), machine, make_bench(ARRAY.columns, ARRAY.macs))
     positions = np.array([8 + 8 * (4 * y + x) for y in range(2) for x in range(3)])
     expected = before.copy()
     stream_matmul(
@@ -102,7 +103,7 @@ def test_accumulators_wrap() -> None:
     machine.values[:, :, 0] = 127
     machine.accumulators[:] = 2**31 - 1
     row = to_matrix([Instruction.make(Op.MATMUL, accumulate=1, steps=1, nx=1, ny=1)])[0]
-    matmul(row, sizes_of(ARRAY), machine)
+    matmul(row, sizes_of(ARRAY), machine, make_bench(ARRAY.columns, ARRAY.macs))
     assert machine.accumulators[0, 0, 0] == 2**31 - 1 + 255 * 127 - 2**32
 
 
