@@ -6,10 +6,11 @@ stream: the step stream. Under it steps (the compiled product, which is the simu
 instructions it is made of).
 
 layer: a weight made ready once, with all that follows its sums, and then called: the fast way in. Under it choose
-(which kernel, and why), pack and scaling (weights and parameters laid out), fast (the kernels), intrinsics, codes and
-vectors (the instructions they are made of).
-conv_layer: a convolution on top of it.
-float_layer: the same for float32 weights; float_panels, float_kernels and float_vectors are what it stands on.
+(which kernel, and why), pack and scaling (weights and parameters laid out), vectorised and fast (the kernels),
+intrinsics, codes and vectors (the instructions they are made of).
+float_layer: the same for float32 weights; by the same kernels where rows of a weight share (float_rows), else on lines
+(float_lines, float_panels, float_kernels, float_vectors); float_after is what follows the sums.
+conv_layer: convolutions on top of both; windows is where their inputs lie.
 
 Public functions check what they are given; the compiled ones under them, private, trust it. Nothing is compiled before
 its first call.
@@ -18,9 +19,9 @@ its first call.
 from gossamer.kernels.bounds import max_accumulator
 from gossamer.kernels.choose import Decision, choose
 from gossamer.kernels.conv import conv2d, window_count
-from gossamer.kernels.conv_layer import ConvLayer, prepare_conv
+from gossamer.kernels.conv_layer import ConvLayer, prepare_conv, prepare_float_conv
 from gossamer.kernels.epilogue import requantise
-from gossamer.kernels.float_layer import FloatCodes, FloatLayer, prepare_float
+from gossamer.kernels.float_layer import FloatCodes, prepare_float
 from gossamer.kernels.formats import BSR, CSR, NM, Dense, Weight
 from gossamer.kernels.layer import Layer, prepare
 from gossamer.kernels.matmul import bsr_matmul, csr_matmul, dense_matmul, nm_matmul, spmm
@@ -36,7 +37,6 @@ __all__ = [
     "Decision",
     "Dense",
     "FloatCodes",
-    "FloatLayer",
     "Layer",
     "Weight",
     "aligned_empty",
@@ -51,6 +51,7 @@ __all__ = [
     "prepare",
     "prepare_conv",
     "prepare_float",
+    "prepare_float_conv",
     "requantise",
     "spmm",
     "stream_matmul",

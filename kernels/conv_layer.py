@@ -1,4 +1,4 @@
-"""A convolution made ready once, on activations with channels last: `prepare_conv(weight, ...)`.
+"""A convolution made ready once, on activations with channels last: `prepare_conv` and `prepare_float_conv`.
 
 Windows are not copied together (kernels/windows.py): they are rows of the matrix kernel that begin anywhere in the
 padded map, and an entry of the packed weight only has another offset there than in a row of a matrix. A kernel of
@@ -15,13 +15,16 @@ from gossamer.arch.errors import ModelError
 from gossamer.arch.jit import jit
 from gossamer.kernels.checks import check_array
 from gossamer.kernels.choose import Decision
+from gossamer.kernels.float_layer import prepare_float
+from gossamer.kernels.float_lines import Lines
+from gossamer.kernels.float_panels import FloatWeight
 from gossamer.kernels.formats import BSR, CSR, NM, Dense, Weight
 from gossamer.kernels.layer import Layer, prepare
 from gossamer.kernels.vectorised import Vectorised
 from gossamer.kernels.vectors import aligned_empty, scratch
 from gossamer.kernels.windows import Windows, make_windows
 
-__all__ = ["ConvLayer", "prepare_conv"]
+__all__ = ["ConvLayer", "prepare_conv", "prepare_float_conv"]
 
 _REACH = 64
 """Bytes an entry of a packed weight reads at most."""
@@ -91,9 +94,10 @@ class ConvLayer:
                 self.known.clear()
             self.known[batch] = self.windows.starts(batch) * line.itemsize
         begins = self.known[batch]
-        if isinstance(self.layer.run, Vectorised):
+        run = self.layer.run
+        if isinstance(run, Vectorised | Lines):
             self.layer.check(out.shape[0], out, residual)
-            self.layer.run(line, out, residual, begins)
+            run(line, out, residual, begins)
         else:
             inputs = (self.windows.piece_starts[:, None] + np.arange(self.windows.pieces[1])).reshape(-1)
             self.layer(line[begins[:, None] // line.itemsize + inputs], residual=residual, out=out)
@@ -102,7 +106,9 @@ class ConvLayer:
         """The maps with their padding and `_REACH` elements after them, in memory that the calling thread keeps."""
         top, left, _, _ = self.windows.pads
         tall, wide = self.windows.padded_size
-        flat: NDArray[Any] = scratch((x.shape[0] * tall * wide * x.shape[3] + _REACH) * x.itemsize).view(self.bits)
+        flat: NDArray[Any] = scratch("map", (x.shape[0] * tall * wide * x.shape[3] + _REACH) * x.itemsize).view(
+            self.bits
+        )
         _pad(np.ascontiguousarray(x).view(self.bits), flat, self.fill, self.flip, top, left, tall, wide)
         return flat if self.activation.kind == "u" or self.flip else flat.view(self.activation)
 
@@ -177,7 +183,7 @@ def prepare_conv(
         layer = prepare(_spread(weight, (number, length), segment), segment=segment, **made)
         if isinstance(layer.run, Vectorised):
             which, rest = np.divmod(layer.run.places, segment)
-            layer = replace(layer, run=layer.run.placed(windows.piece_starts[which] + rest))
+            layer = replace(layer, run=layer.run.placed(windows.piece_starts[which] + rest, windows.pitch))
         else:
             layer = prepare(weight, **made)
     return ConvLayer(
@@ -188,6 +194,44 @@ def prepare_conv(
         fill=np.uint8((zero_point + flip) & 0xFF),
         flip=np.uint8(flip),
         direct=not (flip or any(windows.pads)) and segment == length,
+    )
+
+
+def prepare_float_conv(
+    weight: FloatWeight,
+    *,
+    size: tuple[int, int],
+    channels: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    **options: Any,
+) -> ConvLayer:
+    """The same of a float32 weight, padded with 0; its error is that of `prepare_float` for the matrix of windows.
+
+    weight : float32 [N, kernel_h * kernel_w * channels], an array or a sparse array of SciPy.
+    options : as of `prepare_float`; convolutions have one thread. Raises ModelError.
+    """
+    windows = make_windows(
+        size=size, channels=channels, kernel=kernel, stride=stride, pads=pads, dilation=dilation
+    )  # fmt: skip
+    if "threads" in options or "pieces" in options:
+        raise ModelError("threads and pieces must not be given: a convolution has one thread, and pieces of its own")
+    (number, length), (_, inputs) = windows.pieces, weight.shape
+    if inputs != number * length:
+        raise ModelError(
+            f"weight must have {windows.kernel[0]} * {windows.kernel[1]} * {channels} inputs, not {inputs}"
+        )
+    pieces = None if windows.is_matrix else (windows.piece_starts, length)
+    return ConvLayer(
+        layer=prepare_float(weight, pieces=pieces, **options),
+        windows=windows,
+        activation=np.dtype(np.float32),
+        bits=np.dtype(np.uint32),
+        fill=np.uint32(0),
+        flip=np.uint32(0),
+        direct=not any(windows.pads),
     )
 
 

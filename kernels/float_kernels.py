@@ -1,14 +1,16 @@
-"""The float kernels: rows by tiles of `height` vectors, through every block and panel of a weight (float_panels).
+"""The float kernels on lines: rows by tiles of `height` vectors, through every block and panel of float_panels.
 
 A tile of rows is turned so that a line holds one input for all its rows; sums stand as lines too, one an output, and
 leave the registers only between blocks of inputs; at the end they are turned back with what follows them. A sum adds
 its products in the order of the layout whatever the tile, so results depend neither on the number of rows nor on that
 of threads.
 
+    residual = float32 like out; any array where there is none
+    begins = None, or int64 [rows]: at which of its bytes each row begins in x, which then has one dimension
+    pieces = (starts, length): int64, where each so many inputs begin after the first of a row, in elements
     shared = () if a panel's outputs share their inputs, else None
     layout = (run, blocks, panels, pointers, inputs, weights, lines)
-    after = (bias, low, high)   residual = float32 like out, or None   curve = kind of gate, or None
-    codes = (inverse, zero_point, lo, hi), or None
+    bias = float32 [N padded]   after = what follows (float_after)
 
 What is None is not compiled; numba sees that of an argument only, hence so many of them.
 """
@@ -19,20 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.arch.jit import jit, parallel_jit, prange
-from gossamer.kernels.float_vectors import (
-    add_tile,
-    add_vector,
-    clamp,
-    gate,
-    load_lines,
-    mac,
-    store_codes,
-    store_lines,
-    store_rows,
-    store_tile,
-    turn,
-    zeros,
-)
+from gossamer.kernels.float_after import finish_tile
+from gossamer.kernels.float_vectors import load_lines, mac, store_lines, store_tile, turn, zeros
 
 __all__ = ["run_parallel", "run_serial"]
 
@@ -42,45 +32,49 @@ Floats = NDArray[np.float32]
 @jit
 def run_serial(
     x: Floats,
-    first: int,
-    tiles: int,
+    out: NDArray[Any],
+    residual: NDArray[Any],
+    begins: Any,
+    pieces: Any,
     shared: Any,
     layout: Any,
+    bias: Floats,
     after: Any,
-    residual: Any,
-    curve: Any,
-    codes: Any,
-    out: NDArray[Any],
-    lines: Floats,
-    sums: Floats,
     lanes: Any,
     height: Any,
+    first: int,
+    tiles: int,
+    lines: Floats,
+    sums: Floats,
 ) -> None:
     """Tiles of len(height) * len(lanes) rows of x [rows, K] from row `first` on, into out [rows, N].
 
-    lines : scratch, aligned, [1, blocks * (run + 1) * rows of a tile].  sums : [1, outputs * rows of a tile].
+    lines : scratch, aligned, [1, (blocks * (run + 1) + lanes) * rows of a tile].  sums : [1, outputs * rows of a tile].
     """
     for tile in range(tiles):
         row = first + tile * len(lanes) * max(1, len(height))
-        _tile(x, row, shared, layout, after, residual, curve, codes, out, lines[0], sums[0], lanes, height)
+        _tile(
+            x, row, residual, begins, pieces, shared, layout, bias, after, out, lines[0], sums[0], lanes, height
+        )  # fmt: skip
 
 
 @parallel_jit
 def run_parallel(
     x: Floats,
-    first: int,
-    tiles: int,
+    out: NDArray[Any],
+    residual: NDArray[Any],
+    begins: Any,
+    pieces: Any,
     shared: Any,
     layout: Any,
+    bias: Floats,
     after: Any,
-    residual: Any,
-    curve: Any,
-    codes: Any,
-    out: NDArray[Any],
-    lines: Floats,
-    sums: Floats,
     lanes: Any,
     height: Any,
+    first: int,
+    tiles: int,
+    lines: Floats,
+    sums: Floats,
 ) -> None:
     """The same by as many threads as there are lines of scratch."""
     workers = lines.shape[0]
@@ -88,52 +82,72 @@ def run_parallel(
         for tile in range(worker, tiles, workers):
             row = first + tile * len(lanes) * max(1, len(height))
             _tile(
-                x, row, shared, layout, after, residual, curve, codes, out, lines[worker], sums[worker], lanes, height
-            )
+                x, row, residual, begins, pieces, shared, layout, bias, after, out, lines[worker], sums[worker],
+                lanes, height,
+            )  # fmt: skip
 
 
 @jit
 def _tile(
     x: Floats,
     row: int,
+    residual: NDArray[Any],
+    begins: Any,
+    pieces: Any,
     shared: Any,
     layout: Any,
+    bias: Floats,
     after: Any,
-    residual: Any,
-    curve: Any,
-    codes: Any,
     out: NDArray[Any],
     lines: Floats,
     sums: Floats,
     lanes: Any,
     height: Any,
 ) -> None:
-    rows = min(x.shape[0] - row, len(lanes) * max(1, len(height)))
-    _fill_lines(x, row, rows, layout[0], lines, lanes, height)
+    rows = min(out.shape[0] - row, len(lanes) * max(1, len(height)))
+    _fill_lines(x, begins, pieces, row, rows, layout[0], layout[1], lines, lanes, height)
     if len(height) < 2:
         _sum_few(lines, shared, layout, sums, lanes, height)
     else:
         _sum(lines, shared, layout, sums, lanes, height)
-    _finish(sums, after, residual, curve, codes, row, rows, out, lanes, height)
+    _finish(sums, residual, bias, after, row, rows, out, lanes, height)
 
 
 @jit
-def _fill_lines(x: Floats, row: int, rows: int, run: int, lines: Floats, lanes: Any, height: Any) -> None:
-    """Rows of x as lines, blocks of `run` inputs with a line of zeros after each."""
-    k, side, long = x.shape[1], len(lanes), len(lanes) * max(1, len(height))
-    for block in range(lines.size // ((run + 1) * long)):
-        begin, end = block * run, min(k, (block + 1) * run)
-        for t in range(max(1, len(height))):
-            left = rows - t * side
-            start = (row + t * side) * k
-            for first in range(begin, end, side):
-                place = (first + block) * long + t * side
-                if left >= side and first + side <= k:
-                    store_tile(turn(lanes, x, start + first, k, None, None), lines, place, long)
-                else:
-                    store_tile(turn(lanes, x, start + first, k, left, k - first), lines, place, long)
-        last = (block * (run + 1) + run) * long
-        lines[last : last + long] = 0
+def _fill_lines(
+    x: Floats,
+    begins: Any,
+    pieces: Any,
+    row: int,
+    rows: int,
+    run: int,
+    blocks: int,
+    lines: Floats,
+    lanes: Any,
+    height: Any,
+) -> None:
+    """Rows of x as lines, blocks of `run` inputs with a line of zeros after each.
+
+    Where a piece ends within a vector of inputs, lines of zeros follow, which the next piece writes over.
+    """
+    starts, length = pieces
+    inputs, stride = starts.size * length, x.strides[0] // 4
+    side, long = len(lanes), len(lanes) * max(1, len(height))
+    for block in range(blocks):
+        begin, end = block * run, min(inputs, (block + 1) * run)
+        for piece in range(begin // length, (end - 1) // length + 1):
+            last = min(end, (piece + 1) * length)
+            for t in range(max(1, len(height))):
+                left = rows - t * side
+                for k in range(max(begin, piece * length), last, side):
+                    place, offset = (k + block) * long + t * side, starts[piece] + k - piece * length
+                    if left >= side and k + side <= last:
+                        tile = turn(lanes, x, begins, row + t * side, stride, offset, None, None)
+                    else:
+                        tile = turn(lanes, x, begins, row + t * side, stride, offset, left, last - k)
+                    store_tile(tile, lines, place, long)
+        zero = (block * (run + 1) + run) * long
+        lines[zero : zero + long] = 0
 
 
 @jit
@@ -202,33 +216,20 @@ def _sum_few(lines: Floats, shared: Any, layout: Any, sums: Floats, lanes: Any, 
 @jit
 def _finish(
     sums: Floats,
+    residual: NDArray[Any],
+    bias: Floats,
     after: Any,
-    residual: Any,
-    curve: Any,
-    codes: Any,
     row: int,
     rows: int,
     out: NDArray[Any],
     lanes: Any,
     height: Any,
 ) -> None:
-    """Lines of sums back into rows, with bias, residual, activation and codes."""
-    bias, low, high = after
+    """Lines of sums back into rows, with what follows them."""
     n, side, long = out.shape[1], len(lanes), len(lanes) * max(1, len(height))
     for t in range(max(1, len(height))):
         left = rows - t * side
         for first in range(0, n, side):
             place = (row + t * side) * n + first
-            tile = add_vector(turn(lanes, sums, first * long + t * side, long, None, None), bias, first)
-            if residual is not None:
-                tile = add_tile(tile, residual, place, n, left, n - first)
-            tile = clamp(tile, low, high)
-            if curve is not None:
-                tile = gate(tile, curve)
-            if codes is not None:
-                inverse, zero_point, lo, hi = codes
-                store_codes(tile, out, place, n, left, n - first, inverse, first, zero_point, lo, hi)
-            elif left >= side and first + side <= n:
-                store_tile(tile, out, place, n)
-            else:
-                store_rows(tile, out, place, n, left, n - first)
+            tile = turn(lanes, sums, None, first, long, t * side, None, None)
+            finish_tile(tile, bias, out, place, n, left, n - first, first, residual, after)

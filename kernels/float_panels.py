@@ -1,4 +1,4 @@
-"""A float32 weight laid out for the float kernels: `lay_out(weight)`.
+"""A float32 weight laid out for the float kernels on lines: `lay_out(...)`.
 
 Four outputs are worked on together, a panel. Activations stand as lines, one for an input, in blocks of `run` inputs
 with a line of zeros at the end of each block. Entry e = pointers[b * panels + p] .. pointers[b * panels + p + 1] of
@@ -12,7 +12,8 @@ Shared inputs are right where neighbouring outputs have their nonzeros at the sa
 4 outputs and more. A line of activations is then loaded once for four products and the multipliers never wait. With
 inputs of their own every product needs a load, so a block is what the first-level cache holds, and in every block
 outputs are sorted by their number of nonzeros, so that the four of a panel hardly differ. N:M and unstructured weights
-are like that. Both are counted, and the cheaper one is taken: the pattern need not be told.
+are like that. Both are counted, and the cheaper one is taken: the pattern need not be told. Where 16 outputs share
+their inputs, rows need not be turned at all: kernels/float_rows.py.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from gossamer.arch.errors import ModelError
 from gossamer.kernels.checks import check_array
 from gossamer.kernels.vectors import aligned_empty
 
-__all__ = ["PANEL", "FloatPanels", "FloatWeight", "SparseMatrix", "lay_out"]
+__all__ = ["PANEL", "FloatPanels", "FloatWeight", "Nonzeros", "SparseMatrix", "find_nonzeros", "lay_out"]
 
 PANEL = 4
 """Outputs of a panel."""
@@ -42,12 +43,29 @@ _OWN_COST = 1.5
 class SparseMatrix(Protocol):
     """A sparse array or matrix of SciPy, in any of its formats."""
 
+    shape: tuple[int, ...]
+
     def tocoo(self) -> Any:
         """Its coordinates."""
 
 
 FloatWeight = NDArray[np.float32] | SparseMatrix
 """float32 [N, K]: an array with zeros in it, or a sparse array of SciPy."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Nonzeros:
+    """The nonzeros of a weight of `shape` [N, K], sorted by output i and then by input k: int64, and float32 values."""
+
+    shape: tuple[int, int]
+    i: NDArray[np.int64]
+    k: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+    @property
+    def density(self) -> float:
+        """Their share of all weights."""
+        return self.values.size / (self.shape[0] * self.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,6 +94,11 @@ class FloatPanels:
         """Share of the weights that are not 0."""
         return self.nonzeros / (self.shape[0] * self.shape[1])
 
+    @property
+    def cost(self) -> float:
+        """Time, in weights that are multiplied at the peak."""
+        return PANEL * int(self.pointers[-1]) * (1 if self.shared else _OWN_COST)
+
     def to_dense(self) -> NDArray[np.float32]:
         """The matrix, float32 [N, K]."""
         entries = np.arange(self.pointers[-1])
@@ -92,18 +115,14 @@ class FloatPanels:
         return dense[: self.shape[0], : self.shape[1]]
 
 
-def lay_out(weight: FloatWeight) -> FloatPanels:
-    """Lay a weight out. Later changes to its arrays are not seen. Raises ModelError when it is no float32 matrix."""
-    shape, i, k, values = _coordinates(weight)
-    own = _own(shape, i, k, values)
-    shared = _shared(shape, i, k, values)
-    return shared if shared.pointers[-1] <= _OWN_COST * own.pointers[-1] else own
+def lay_out(weight: Nonzeros) -> FloatPanels:
+    """Lay a weight out."""
+    own, shared = _own(weight), _shared(weight)
+    return shared if shared.cost <= own.cost else own
 
 
-def _coordinates(
-    weight: FloatWeight,
-) -> tuple[tuple[int, int], NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Shape, outputs, inputs and values of the nonzeros, sorted by output and then by input."""
+def find_nonzeros(weight: FloatWeight) -> Nonzeros:
+    """Of an array or a sparse array; raises ModelError when it is no float32 matrix."""
     if isinstance(weight, SparseMatrix) and not isinstance(weight, np.ndarray):
         found = weight.tocoo()
         if found.dtype != np.float32 or len(found.shape) != 2:
@@ -120,13 +139,11 @@ def _coordinates(
         values = weight[i, k]
     if min(shape) < 1:
         raise ModelError(f"weight must have at least one row and one column, not shape {shape}")
-    return shape, i, k, values
+    return Nonzeros(shape=shape, i=i, k=k, values=values)
 
 
-def _shared(
-    shape: tuple[int, int], i: NDArray[np.int64], k: NDArray[np.int64], values: NDArray[np.float32]
-) -> FloatPanels:
-    n, inputs = shape
+def _shared(weight: Nonzeros) -> FloatPanels:
+    (n, inputs), i, k, values = weight.shape, weight.i, weight.k, weight.values
     run = min(_SHARED_RUN, inputs + -inputs % 16)
     blocks, panels = -(-inputs // run), -(-n // PANEL)
     keys, entry = np.unique(((k // run) * panels + i // PANEL) * run + k % run, return_inverse=True)
@@ -134,7 +151,7 @@ def _shared(
     weights[...] = 0
     weights[entry, i % PANEL] = values
     return FloatPanels(
-        shape=shape,
+        shape=weight.shape,
         nonzeros=values.size,
         shared=True,
         run=run,
@@ -147,10 +164,8 @@ def _shared(
     )
 
 
-def _own(
-    shape: tuple[int, int], i: NDArray[np.int64], k: NDArray[np.int64], values: NDArray[np.float32]
-) -> FloatPanels:
-    n, inputs = shape
+def _own(weight: Nonzeros) -> FloatPanels:
+    (n, inputs), i, k, values = weight.shape, weight.i, weight.k, weight.values
     run = min(_OWN_RUN, inputs + -inputs % 16)
     blocks, panels = -(-inputs // run), -(-n // PANEL)
     outputs = panels * PANEL
@@ -173,7 +188,7 @@ def _own(
     indices[entry, where % PANEL] = k % run
     weights[entry, where % PANEL] = values
     return FloatPanels(
-        shape=shape,
+        shape=weight.shape,
         nonzeros=values.size,
         shared=False,
         run=run,

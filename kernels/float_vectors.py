@@ -9,9 +9,6 @@ a vector, `height` vectors of rows side by side, `width` outputs. A height of ()
     mac                               acc[c] += a line of x * weight c of an entry
     turn                              lanes x lanes elements, transposed
     store_tile                        a tile's vectors one below the other
-    add_vector, add_tile              what follows the sums
-    clamp, gate
-    store_rows, store_codes           the result, as float32 or rounded to 8 bits
 
 Everything here is LLVM's own arithmetic on vectors, which it lowers to whatever the processor has; there is no
 instruction to be gated. A product and its sum carry `contract` alone of the fast-math flags: they become one fused
@@ -32,16 +29,12 @@ from numba.extending import register_model
 from gossamer.kernels.vectors import operation_of_any_type
 
 __all__ = [
+    "FloatSite",
     "Tile",
-    "add_tile",
-    "add_vector",
-    "clamp",
-    "gate",
+    "float_operation",
     "load_lines",
     "mac",
-    "store_codes",
     "store_lines",
-    "store_rows",
     "store_tile",
     "turn",
     "zeros",
@@ -53,15 +46,6 @@ cgutils: Any = _cgutils
 _I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 _F32 = ir.FloatType()
 _CONTRACT = ("contract",)
-_ROUNDER = 12582912.0
-"""1.5 * 2**23: added to a float32 of at most 2**22 and taken away again, it rounds to an integer, half to even."""
-
-
-_LOG2_E, _LN2_HIGH, _LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4
-_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-"""exp(r) = 1 + r + r**2 * polynomial(r) for |r| <= ln(2) / 2, highest power first: expf of the Cephes library."""
-_GELU = (2 * (2 / 3.141592653589793) ** 0.5, 0.044715)
-"""Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016: v * sigmoid(2 sqrt(2 / pi) (v + 0.044715 v**3))."""
 
 
 class Tile(types.Type):
@@ -83,18 +67,27 @@ def _const(value: int) -> Any:
     return ir.Constant(_I64, value)
 
 
-class _Site:
+class FloatSite:
     """One call of an intrinsic while its code is generated. Arguments are named by their place."""
 
-    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, lanes: int) -> None:
-        self.context, self.builder, self.signature, self.arguments = context, builder, signature, arguments
+    def __init__(self, context: Any, builder: Any, kinds: Any, arguments: Any, lanes: int) -> None:
+        self.context, self.builder, self.types, self.arguments = context, builder, kinds, arguments
         self.lanes, self.vector = lanes, ir.VectorType(_F32, lanes)
 
     def address(self, array: int, index: Any, kind: Any) -> Any:
         """A pointer to `kind` at element `index` of an array."""
+        return self.element(self.types[array], self.arguments[array], index, kind)
+
+    def element(self, array_type: Any, array: Any, index: Any, kind: Any) -> Any:
+        """A pointer to `kind` at element `index` of a value of an array type."""
         b = self.builder
-        data = self.context.make_array(self.signature.args[array])(self.context, b, self.arguments[array]).data
+        data = self.context.make_array(array_type)(self.context, b, array).data
         return b.bitcast(b.gep(data, [index]), kind.as_pointer())
+
+    def expand(self, argument: int) -> list[tuple[Any, Any]]:
+        """Types and values of the elements of a tuple."""
+        value, kinds = self.arguments[argument], self.types[argument].types
+        return [(kind, self.builder.extract_value(value, i)) for i, kind in enumerate(kinds)]
 
     def load(self, array: int, index: Any, kind: Any | None = None, align: int = 1) -> Any:
         kind = self.vector if kind is None else kind
@@ -103,18 +96,21 @@ class _Site:
     def integer(self, array: int, index: Any) -> Any:
         """An element of an array of unsigned integers, as int64."""
         b = self.builder
-        return b.zext(self.load(array, index, ir.IntType(self.signature.args[array].dtype.bitwidth)), _I64)
+        return b.zext(self.load(array, index, ir.IntType(self.types[array].dtype.bitwidth)), _I64)
 
     def row(self, base: int, stride: int, number: int, rows: int | None = None) -> Any:
-        """Argument `base` plus `number` times argument `stride`; of the last row, if there are fewer.
+        """Argument `base` plus `number` times argument `stride`; of the last row, if there are but argument `rows`."""
+        number_ = _const(number) if rows is None else self.before(number, rows)
+        return self.builder.add(self.arguments[base], self.builder.mul(self.arguments[stride], number_))
+
+    def before(self, number: int, rows: int) -> Any:
+        """The number, or the last one below argument `rows`.
 
         A masked access to memory that is not there does no harm, but some processors take microseconds for it.
         """
-        b, row = self.builder, _const(number)
-        if rows is not None:
-            last = b.sub(self.arguments[rows], _const(1))
-            row = b.select(b.icmp_signed("<", row, last), row, last)
-        return b.add(self.arguments[base], b.mul(self.arguments[stride], row))
+        b = self.builder
+        last = b.sub(self.arguments[rows], _const(1))
+        return b.select(b.icmp_signed("<", _const(number), last), _const(number), last)
 
     def splat(self, value: Any) -> Any:
         b, kind = self.builder, ir.VectorType(value.type, self.lanes)
@@ -145,7 +141,7 @@ class _Site:
 
     def vectors(self, tile: int = 0) -> list[Any]:
         value = self.arguments[tile]
-        return [self.builder.extract_value(value, i) for i in range(self.signature.args[tile].count)]
+        return [self.builder.extract_value(value, i) for i in range(self.types[tile].count)]
 
     def tile(self, vectors: list[Any]) -> Any:
         value = ir.Constant(ir.ArrayType(self.vector, len(vectors)), ir.Undefined)
@@ -153,12 +149,13 @@ class _Site:
             value = self.builder.insert_value(value, vector, i)
         return value
 
-    def mask(self, rows: int, columns: int, row: int) -> Any:
-        """Lanes below argument `columns`, none where `row` is not below argument `rows`."""
+    def mask(self, rows: int | None, columns: Any, row: int) -> Any:
+        """Lanes below `columns`, none where `row` is not below argument `rows`, if there is one."""
         b = self.builder
         lanes = ir.Constant(ir.VectorType(_I64, self.lanes), [_const(i) for i in range(self.lanes)])
-        inside = b.icmp_signed("<", _const(row), self.arguments[rows])
-        return b.icmp_signed("<", lanes, self.splat(b.select(inside, self.arguments[columns], _const(0))))
+        if rows is not None:
+            columns = b.select(b.icmp_signed("<", _const(row), self.arguments[rows]), columns, _const(0))
+        return b.icmp_signed("<", lanes, self.splat(columns))
 
     def masked_load(self, pointer: Any, mask: Any) -> Any:
         kind = ir.FunctionType(self.vector, [pointer.type, _I32, mask.type, self.vector])
@@ -174,11 +171,13 @@ class _Site:
         self.builder.call(function, [value, pointer, ir.Constant(_I32, size), mask])
 
 
-def _operation(result: Any, lanes: int, arguments: tuple[Any, ...], body: Callable[[_Site], Any]) -> tuple[Any, Any]:
+def float_operation(
+    result: Any, lanes: int, arguments: tuple[Any, ...], body: Callable[[FloatSite], Any]
+) -> tuple[Any, Any]:
     """What numba wants of an intrinsic: its signature, and the function that generates its code."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        value = body(_Site(context, builder, signature, values, lanes))
+        value = body(FloatSite(context, builder, signature.args, values, lanes))
         return context.get_dummy_value() if result == types.none else value
 
     scalars = {types.Integer: types.int64, types.Float: types.float32}
@@ -190,7 +189,7 @@ def _operation(result: Any, lanes: int, arguments: tuple[Any, ...], body: Callab
 def zeros(typingctx: Any, lanes: Any, height: Any, width: Any) -> tuple[Any, Any]:
     """zeros(lanes, height, width): a tile of width * height vectors of 0."""
     result = _accumulators(lanes, height, width)
-    return _operation(
+    return float_operation(
         result, result.lanes, (lanes, height, width), lambda site: site.tile([site.constant(0.0)] * result.count)
     )
 
@@ -211,13 +210,13 @@ def load_lines(
     """
     result = _accumulators(lanes, height, width)
 
-    def body(site: _Site) -> Any:
+    def body(site: FloatSite) -> Any:
         side = len(lanes)
         line = ir.VectorType(_F32, side)
         vectors = [site.load(3, where, line, align=4 * side) for where in _places(site, side, len(height), len(width))]
         return site.tile(vectors if len(height) else [site.joined(vectors)])
 
-    return _operation(result, result.lanes, (lanes, height, width, sums, lines, first), body)
+    return float_operation(result, result.lanes, (lanes, height, width, sums, lines, first), body)
 
 
 @operation_of_any_type
@@ -226,7 +225,7 @@ def store_lines(
 ) -> tuple[Any, Any]:
     """store_lines(acc, height, width, sums, lines, first): the other way round."""
 
-    def body(site: _Site) -> None:
+    def body(site: FloatSite) -> None:
         vectors, wide = site.vectors(), len(width)
         side = acc.lanes if len(height) else acc.lanes // wide
         if not len(height):
@@ -234,10 +233,10 @@ def store_lines(
         for vector, where in zip(vectors, _places(site, side, len(height), wide), strict=True):
             site.builder.store(vector, site.address(3, where, vector.type), align=4 * side)
 
-    return _operation(types.none, acc.lanes, (acc, height, width, sums, lines, first), body)
+    return float_operation(types.none, acc.lanes, (acc, height, width, sums, lines, first), body)
 
 
-def _places(site: _Site, lanes: int, tall: int, wide: int) -> list[Any]:
+def _places(site: FloatSite, lanes: int, tall: int, wide: int) -> list[Any]:
     """Where the vectors of accumulators lie; arguments 4 and 5 are lines and first."""
     b, found = site.builder, []
     for c in range(wide):
@@ -270,7 +269,7 @@ def mac(
     tall, wide = len(height), len(width)
     own = isinstance(shared, types.NoneType)
 
-    def body(site: _Site) -> Any:
+    def body(site: FloatSite) -> Any:
         b, vectors, entry_ = site.builder, site.vectors(), site.arguments[8]
         side = site.lanes if tall else site.lanes // wide
         line, first = ir.VectorType(_F32, side), b.mul(entry_, _const(wide))
@@ -294,31 +293,53 @@ def mac(
                 vectors[c * tall + t] = site.fused(lines[c][t], w, vectors[c * tall + t])
         return site.tile(vectors)
 
-    return _operation(acc, acc.lanes, (acc, shared, height, width, x, base, inputs, weights, entry), body)
+    return float_operation(acc, acc.lanes, (acc, shared, height, width, x, base, inputs, weights, entry), body)
 
 
 @operation_of_any_type
-def turn(typingctx: Any, lanes: Any, source: Any, first: Any, stride: Any, rows: Any, columns: Any) -> tuple[Any, Any]:
-    """turn(lanes, source, first, stride, rows, columns): element [r, c] of the tile = source[first + c * stride + r].
+def turn(
+    typingctx: Any,
+    lanes: Any,
+    source: Any,
+    begins: Any,
+    row: Any,
+    stride: Any,
+    offset: Any,
+    rows: Any,
+    columns: Any,
+) -> tuple[Any, Any]:
+    """turn(lanes, source, begins, row, stride, offset, rows, columns): [r, c] = source[begin(row + c) + offset + r].
 
+    begin(i) = begins[i] / 4, int64 bytes, or where that is None i * stride.
     rows, columns : how many of the source's rows and of their elements there are, the rest being 0; or None: all.
     """
     whole = isinstance(rows, types.NoneType)
 
-    def body(site: _Site) -> Any:
+    def begin(site: FloatSite, r: int) -> Any:
+        b = site.builder
+        line = _const(r)
+        if not whole:
+            line = site.before(r, 6)
+        line = b.add(site.arguments[3], line)
+        if isinstance(begins, types.NoneType):
+            return b.add(b.mul(line, site.arguments[4]), site.arguments[5])
+        return b.add(b.ashr(site.load(2, line, _I64), _const(2)), site.arguments[5])
+
+    def body(site: FloatSite) -> Any:
         vectors = []
         for r in range(site.lanes):
             if whole:
-                vectors.append(site.load(1, site.row(2, 3, r), align=4))
+                vectors.append(site.load(1, begin(site, r), align=4))
             else:
-                where = site.address(1, site.row(2, 3, r, rows=4), site.vector)
-                vectors.append(site.masked_load(where, site.mask(4, 5, r)))
+                where = site.address(1, begin(site, r), site.vector)
+                vectors.append(site.masked_load(where, site.mask(6, site.arguments[7], r)))
         return site.tile(_transposed(site, vectors))
 
-    return _operation(Tile(len(lanes), len(lanes)), len(lanes), (lanes, source, first, stride, rows, columns), body)
+    given = (lanes, source, begins, row, stride, offset, rows, columns)
+    return float_operation(Tile(len(lanes), len(lanes)), len(lanes), given, body)
 
 
-def _transposed(site: _Site, vectors: list[Any]) -> list[Any]:
+def _transposed(site: FloatSite, vectors: list[Any]) -> list[Any]:
     """By pairs and quadruples within parts of four lanes, as unpack instructions do it, and then by parts."""
     lanes, parts = site.lanes, site.lanes // 4
 
@@ -359,136 +380,8 @@ def _transposed(site: _Site, vectors: list[Any]) -> list[Any]:
 def store_tile(typingctx: Any, tile: Any, out: Any, first: Any, stride: Any) -> tuple[Any, Any]:
     """store_tile(tile, out, first, stride): vector r to out[first + r * stride : ]."""
 
-    def body(site: _Site) -> None:
+    def body(site: FloatSite) -> None:
         for r, vector in enumerate(site.vectors()):
             site.builder.store(vector, site.address(1, site.row(2, 3, r), site.vector), align=4)
 
-    return _operation(types.none, tile.lanes, (tile, out, first, stride), body)
-
-
-@operation_of_any_type
-def add_vector(typingctx: Any, tile: Any, source: Any, first: Any) -> tuple[Any, Any]:
-    """add_vector(tile, source, first): source[first : first + lanes] added to every vector."""
-
-    def body(site: _Site) -> Any:
-        term = site.load(1, site.arguments[2])
-        return site.tile([site.builder.fadd(vector, term) for vector in site.vectors()])
-
-    return _operation(tile, tile.lanes, (tile, source, first), body)
-
-
-@operation_of_any_type
-def add_tile(
-    typingctx: Any, tile: Any, source: Any, first: Any, stride: Any, rows: Any, columns: Any
-) -> tuple[Any, Any]:
-    """add_tile(tile, source, first, stride, rows, columns): row r += source[first + r * stride : ][:columns]."""
-
-    def body(site: _Site) -> Any:
-        b, vectors = site.builder, site.vectors()
-        for r in range(len(vectors)):
-            where = site.address(1, site.row(2, 3, r, rows=4), site.vector)
-            vectors[r] = b.fadd(vectors[r], site.masked_load(where, site.mask(4, 5, r)))
-        return site.tile(vectors)
-
-    return _operation(tile, tile.lanes, (tile, source, first, stride, rows, columns), body)
-
-
-@operation_of_any_type
-def clamp(typingctx: Any, tile: Any, low: Any, high: Any) -> tuple[Any, Any]:
-    """clamp(tile, low, high): every element within [low, high]; not a number stays what it is."""
-
-    def body(site: _Site) -> Any:
-        b, low_, high_ = site.builder, site.splat(site.arguments[1]), site.splat(site.arguments[2])
-        vectors = []
-        for vector in site.vectors():
-            raised = b.select(b.fcmp_ordered("<", vector, low_), low_, vector)
-            vectors.append(b.select(b.fcmp_ordered(">", raised, high_), high_, raised))
-        return site.tile(vectors)
-
-    return _operation(tile, tile.lanes, (tile, low, high), body)
-
-
-@operation_of_any_type
-def gate(typingctx: Any, tile: Any, kind: Any) -> tuple[Any, Any]:
-    """gate(tile, kind): v * sigmoid(t) of every element; t = v for kind () (SiLU), as of _GELU for kind (0,)."""
-
-    def body(site: _Site) -> Any:
-        b, one, result = site.builder, site.constant(1.0), []
-        for v in site.vectors():
-            t = v
-            if len(kind):
-                cube = b.fmul(b.fmul(v, v), v)
-                t = b.fmul(site.constant(_GELU[0]), site.fused(cube, site.constant(_GELU[1]), v))
-            result.append(b.fdiv(v, b.fadd(one, _exp(site, b.fneg(t)))))
-        return site.tile(result)
-
-    return _operation(tile, tile.lanes, (tile, kind), body)
-
-
-def _exp(site: _Site, v: Any) -> Any:
-    """e**v within some units in the last place; v is taken within [-87, 88], what is not a number as -87."""
-    b, low, high, rounder = site.builder, site.constant(-87.0), site.constant(88.0), site.constant(_ROUNDER)
-    v = b.select(b.fcmp_ordered(">", v, low), v, low)
-    v = b.select(b.fcmp_ordered("<", v, high), v, high)
-    n = b.fsub(b.fadd(b.fmul(v, site.constant(_LOG2_E)), rounder), rounder)
-    r = site.fused(n, site.constant(-_LN2_LOW), site.fused(n, site.constant(-_LN2_HIGH), v))
-    sum_ = site.constant(_EXP[0])
-    for coefficient in _EXP[1:]:
-        sum_ = site.fused(sum_, r, site.constant(coefficient))
-    sum_ = site.fused(b.fmul(r, r), sum_, b.fadd(r, site.constant(1.0)))
-    words = ir.VectorType(_I32, site.lanes)
-    bias, shift = (ir.Constant(words, [ir.Constant(_I32, value)] * site.lanes) for value in (127, 23))
-    return b.fmul(sum_, b.bitcast(b.shl(b.add(b.fptosi(n, words), bias), shift), site.vector))
-
-
-@operation_of_any_type
-def store_rows(
-    typingctx: Any, tile: Any, out: Any, first: Any, stride: Any, rows: Any, columns: Any
-) -> tuple[Any, Any]:
-    """store_rows(tile, out, first, stride, rows, columns): row r to out[first + r * stride : ][:columns], float32."""
-
-    def body(site: _Site) -> None:
-        for r, vector in enumerate(site.vectors()):
-            where = site.address(1, site.row(2, 3, r, rows=4), site.vector)
-            site.masked_store(vector, where, site.mask(4, 5, r))
-
-    return _operation(types.none, tile.lanes, (tile, out, first, stride, rows, columns), body)
-
-
-@operation_of_any_type
-def store_codes(
-    typingctx: Any,
-    tile: Any,
-    out: Any,
-    first: Any,
-    stride: Any,
-    rows: Any,
-    columns: Any,
-    inverse: Any,
-    channel: Any,
-    zero_point: Any,
-    low: Any,
-    high: Any,
-) -> tuple[Any, Any]:
-    """store_codes(tile, out, first, stride, rows, columns, inverse, channel, zero_point, low, high): 8-bit codes.
-
-    code = rint(clamp(value * inverse[channel + lane], low, high)) + zero_point; rint rounds half to even, low and high
-    are integers of at most 2**22 in magnitude, what is not a number becomes low.
-    """
-
-    def body(site: _Site) -> None:
-        b = site.builder
-        scale = site.load(6, site.arguments[7])
-        low_, high_ = site.splat(site.arguments[9]), site.splat(site.arguments[10])
-        bytes_, words = (ir.VectorType(kind, site.lanes) for kind in (_I8, _I32))
-        zero = site.splat(b.trunc(site.arguments[8], _I8))
-        for r, vector in enumerate(site.vectors()):
-            real = b.fmul(vector, scale)
-            real = b.select(b.fcmp_ordered(">", real, low_), real, low_)
-            real = b.select(b.fcmp_ordered("<", real, high_), real, high_)
-            real = b.fsub(b.fadd(real, site.constant(_ROUNDER)), site.constant(_ROUNDER))
-            code = b.add(b.trunc(b.fptosi(real, words), bytes_), zero)
-            site.masked_store(code, site.address(1, site.row(2, 3, r, rows=4), bytes_), site.mask(4, 5, r))
-
-    given = (tile, out, first, stride, rows, columns, inverse, channel, zero_point, low, high)
-    return _operation(types.none, tile.lanes, given, body)
+    return float_operation(types.none, tile.lanes, (tile, out, first, stride), body)

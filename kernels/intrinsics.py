@@ -26,6 +26,7 @@ from typing import Any
 from numba.core import types
 
 from gossamer.kernels.codes import write_codes
+from gossamer.kernels.float_after import write_floats
 from gossamer.kernels.vectors import I32, I64, LANES, VECTOR, Site, Vectors, operation, operation_of_any_type
 
 __all__ = ["finish", "load_int64", "look", "multiply", "row_starts", "settle", "start", "store"]
@@ -106,17 +107,19 @@ def multiply(
 
 
 def _broadcast(site: Site) -> Any:
-    """acc[r, c] += dot4(x[r], w[c]): x[r] are the 4 or 8 codes of a piece, 16 or 8 times over."""
+    """acc[r, c] += dot4(x[r], w[c]): x[r] are the 4 or 8 codes of a piece, 16 or 8 times over; or one float32."""
     b, wide, narrow = site.builder, len(site.types[1]), {1: I32, 2: I64}[len(site.types[2])]
     sums, first = site.vectors(0), b.mul(site.arguments[8], I64(64 * wide))
     weights = [site.load(7, site.offset(first, 64, c)) for c in range(wide)]
-    left = b.mul(site.arguments[6], I64(narrow.width // 8))
+    left, step = b.mul(site.arguments[6], I64(narrow.width // 8)), site.dot4
+    if site.types[4].dtype == types.float32:
+        step = site.fused
     for r, place in enumerate(site.elements(5)):
         codes = site.unsigned(4, site.load(4, b.add(place, left), narrow))
         repeated = VECTOR if narrow == I32 else type(VECTOR)(narrow, 512 // narrow.width)
         codes = b.bitcast(site.broadcast(codes, repeated), VECTOR)
         for c, w in enumerate(weights):
-            sums[r * wide + c] = site.dot4(sums[r * wide + c], codes, w)
+            sums[r * wide + c] = step(sums[r * wide + c], codes, w)
     return site.tile(sums)
 
 
@@ -207,13 +210,17 @@ def finish(
     after: Any,
     mode: Any,
 ) -> tuple[Any, Any]:
-    """The tile's sums to int32 out as `store` does it, where `after` is None; else what kernels/codes.py makes of them.
+    """The tile's sums to int32 out as `store` does it, where `after` is None; else what follows them.
+
+    What `after` is: float_after for float32, else kernels/codes.py.
 
     channel : the tile's first output.  residual : at the same elements as out; any array where there is none.
     """
     given = (sums, starts, out, offset, stride, columns, channel, residual, after, mode)
     if isinstance(after, types.NoneType):
         return operation(types.none, given, _write_sums)
+    if isinstance(after[0], types.Float):
+        return operation(types.none, given, write_floats)
     return operation(types.none, given, lambda site: write_codes(site.expanded(8)))
 
 

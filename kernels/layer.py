@@ -26,11 +26,11 @@ from gossamer.kernels.scaling import Scaling, make_scaling
 from gossamer.kernels.vectorised import Calls, Vectorised
 from gossamer.kernels.vectors import aligned_empty
 
-__all__ = ["Layer", "prepare"]
+__all__ = ["Layer", "Run", "prepare"]
 
 Codes = NDArray[np.int8] | NDArray[np.uint8]
 CodeType = Literal["int8", "uint8"]
-Run = Callable[[Codes, NDArray[Any], Codes | None], Calls | None]
+Run = Callable[[NDArray[Any], NDArray[Any], NDArray[Any] | None], Calls | None]
 """Computes a layer on arguments that have been checked: x, out, residual. What it returns: see `Vectorised`."""
 
 _TILES = {
@@ -52,11 +52,11 @@ _SHAPES = 64
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
-    """A weight with all that belongs to it, ready to be applied: `layer(x)`. Made by `prepare`.
+    """A weight with all that belongs to it, ready to be applied: `layer(x)`. Made by `prepare` and `prepare_float`.
 
     shape : (N, K).  why : the kernel, and the reason for it.
     activation : dtype of x.  residual : dtype of a call's second operand, or None.
-    result : dtype of what a call returns: int32 sums without a requantisation, else codes.
+    result : dtype of what a call returns: int32 or float32 sums, or codes.
     known : by the shape of an x without residual, the shape of its result and the compiled calls that make it.
     """
 
@@ -68,11 +68,13 @@ class Layer:
     run: Run
     known: dict[tuple[int, ...], tuple[tuple[int, int], Calls]] = field(default_factory=dict, repr=False)
 
-    def __call__(self, x: Codes, *, residual: Codes | None = None, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    def __call__(
+        self, x: NDArray[Any], *, residual: NDArray[Any] | None = None, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
         """The layer's result [rows, N] for x [rows, K], rows >= 0.
 
         x : of dtype `activation`; fastest when C-contiguous and 64-byte aligned (`aligned_empty`).
-        residual : codes [rows, N] of dtype `residual`, given if and only if that is not None.
+        residual : [rows, N] of dtype `residual`, given if and only if that is not None.
         out : [rows, N] of dtype `result`, C-contiguous and writeable, to write and return; new memory costs a page
             fault every 4 KiB. Raises ModelError when an argument does not fit.
         """
@@ -87,7 +89,7 @@ class Layer:
                     return out
         return self._call(x, residual, out)
 
-    def _call(self, x: Codes, residual: Codes | None, out: NDArray[Any] | None) -> NDArray[Any]:
+    def _call(self, x: NDArray[Any], residual: NDArray[Any] | None, out: NDArray[Any] | None) -> NDArray[Any]:
         columns, inputs = self.shape
         if type(x) is not np.ndarray or x.dtype != self.activation or x.ndim != 2 or x.shape[1] != inputs:
             self._refuse("x", x, self.activation, f"(rows, {inputs})")
@@ -107,7 +109,7 @@ class Layer:
             self._refuse("out", out, self.result, f"{shape}, C-contiguous and writeable")
         if residual is None:
             if self.residual is not None:
-                raise ModelError(f"residual must be codes of {self.residual} for this layer, not None")
+                raise ModelError(f"residual must be given, of {self.residual}, for this layer, not None")
         elif self.residual is None:
             raise ModelError("residual must be None: the layer was prepared without one")
         elif type(residual) is not np.ndarray or residual.dtype != self.residual or residual.shape != shape:

@@ -6,6 +6,7 @@ where the last may overlap the one before it by little, or else of two neighbour
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ __all__ = ["Vectorised"]
 
 _OVERLAP = 64
 """Rows of which one may be computed twice."""
+_PERIOD, _ROWS = 4096, 6
+"""Lines so many bytes apart share a set of the nearest cache, which has room for these and two lines of weights."""
 _STRIP, _NEAR = 24, 10_000
 """Rows, about, that meet a group's weights while they are in the nearest cache, if the weights are so few bytes."""
 _ALL = 1 << 30
@@ -35,10 +38,20 @@ class Vectorised:
     """A layer by its compiled kernel."""
 
     def __init__(
-        self, packed: Packed, first: NDArray[Any], after: Any, *, tallest: int, mode: Any, threads: int
+        self,
+        packed: Packed,
+        first: NDArray[Any],
+        after: Any,
+        *,
+        tallest: int,
+        mode: Any,
+        threads: int,
+        pitch: int | None = None,
     ) -> None:
-        """first, after, mode : as of the kernel.  tallest : rows of a tile at most."""
-        self._packed, self._tallest, self._mode, self._threads = packed, tallest, mode, threads
+        """first, after, mode : as of the kernel.  tallest : rows of a tile at most.  pitch : bytes from row to row."""
+        self._packed, self._mode, self._threads = packed, mode, threads
+        self._highest = tallest
+        self._tallest = min(tallest, _ROWS * (_PERIOD // gcd(_PERIOD, pitch or packed.inputs)))
         self._constants = ((packed.data, packed.pointers, packed.places, first), after)
         self._codes: dict[tuple[int, bool], Callable[..., Any]] = {}
         self._known: dict[tuple[int, bool], Calls] = {}
@@ -74,17 +87,11 @@ class Vectorised:
         """Where in a row each entry of the weight begins, in bytes."""
         return self._packed.places
 
-    def placed(self, places: NDArray[np.int64]) -> "Vectorised":
-        """The same with entries elsewhere, for rows that a call says the begins of."""
+    def placed(self, places: NDArray[np.int64], pitch: int) -> "Vectorised":
+        """The same with entries elsewhere, for rows that a call says the begins of, mostly `pitch` bytes apart."""
         (*_, first), after = self._constants
-        return Vectorised(
-            replace(self._packed, places=places),
-            first,
-            after,
-            tallest=self._tallest,
-            mode=self._mode,
-            threads=self._threads,
-        )
+        packed, given = replace(self._packed, places=places), {"mode": self._mode, "threads": self._threads}
+        return Vectorised(packed, first, after, tallest=self._highest, pitch=pitch, **given)
 
     def _calls(self, x: NDArray[Any], out: NDArray[Any], residual: NDArray[Any], begins: Any) -> Calls:
         packed = self._packed

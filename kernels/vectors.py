@@ -62,7 +62,6 @@ BYTES, WORDS, LONGS = ir.VectorType(I8, 64), ir.VectorType(I16, 32), ir.VectorTy
 FLOATS, DOUBLES = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.DoubleType(), 8)
 
 _kept = threading.local()
-_NOTHING = np.empty(0, dtype=np.uint8)
 
 _cg: Any = _cgutils
 """Its functions carry no types."""
@@ -79,14 +78,14 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return np.ndarray(shape, kind, raw, first)
 
 
-def scratch(size: int) -> NDArray[np.uint8]:
-    """So many bytes, aligned and uninitialised, that the calling thread keeps and is given again by its next call.
+def scratch(use: str, size: int) -> NDArray[np.uint8]:
+    """So many bytes, aligned and uninitialised, that the calling thread keeps and is given again for the same use.
 
     New memory in every call would cost a page fault every 4 KiB, as much as some layers take.
     """
-    if getattr(_kept, "bytes", _NOTHING).size < size:
-        _kept.bytes = aligned_empty((size,), np.uint8)
-    kept: NDArray[np.uint8] = _kept.bytes
+    kept: NDArray[np.uint8] | None = vars(_kept).get(use)
+    if kept is None or kept.size < size:
+        kept = vars(_kept)[use] = aligned_empty((size,), np.uint8)
     return kept[:size]
 
 
@@ -274,6 +273,11 @@ class Site:
         for product in (b.bitcast(even, VECTOR), b.bitcast(odd, VECTOR)):
             acc = b.add(acc, b.add(b.ashr(b.shl(product, sixteen), sixteen), b.ashr(product, sixteen)))
         return acc
+
+    def fused(self, acc: Any, x: Any, w: Any) -> Any:
+        """acc + x * w of float32, fused where the processor can: `contract` is all that is allowed."""
+        b, (acc_, x_, w_) = self.builder, (self.builder.bitcast(v, FLOATS) for v in (acc, x, w))
+        return b.bitcast(b.fadd(acc_, b.fmul(x_, w_, flags=("contract",)), flags=("contract",)), VECTOR)
 
     def pick(self, index: Any, x: Any) -> Any:
         """Byte i of the result is byte index[i], 0..63, of x."""

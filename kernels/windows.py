@@ -64,6 +64,11 @@ class Windows:
         starts: NDArray[np.int64] = row * (self.dilation[0] * line) + column * (self.dilation[1] * self.channels)
         return starts
 
+    @property
+    def pitch(self) -> int:
+        """Elements from one window of a line to the next."""
+        return self.stride[1] * self.channels
+
     def starts(self, batch: int) -> NDArray[np.int64]:
         """Where each window begins in a batch of padded maps, int64 [batch * out_h * out_w], in elements."""
         tall, wide = self.padded_size

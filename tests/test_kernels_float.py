@@ -10,9 +10,10 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from gossamer.arch.errors import GossamerError
-from gossamer.kernels import FloatCodes, FloatLayer, prepare_float
+from gossamer.kernels import FloatCodes, Layer, prepare_float
 from gossamer.kernels.float_layer import Activation
-from gossamer.kernels.float_panels import lay_out
+from gossamer.kernels.float_panels import find_nonzeros, lay_out
+from gossamer.kernels.float_rows import lay_out_rows
 
 compiled = pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="there is no vector in plain Python")
 
@@ -44,10 +45,10 @@ def gamma(terms: NDArray[np.intp]) -> NDArray[np.float64]:
     return terms * 2.0**-24 / (1 - terms * 2.0**-24)
 
 
-def check(layer: FloatLayer, rng: np.random.Generator, w: Any, bias: Any, rows: int, low: float, high: float) -> None:
+def check(layer: Layer, rng: np.random.Generator, w: Any, bias: Any, rows: int, low: float, high: float) -> None:
     """Against float64, whose own error is nothing beside the bound."""
     x = floats(rng, rows, w.shape[1])
-    residual = floats(rng, rows, w.shape[0]) if layer.with_residual else None
+    residual = floats(rng, rows, w.shape[0]) if layer.residual is not None else None
     out = layer(x, residual=residual)
     second = 0.0 if residual is None else residual.astype(np.float64)
     exact = np.clip(x.astype(np.float64) @ w.T.astype(np.float64) + bias.astype(np.float64) + second, low, high)
@@ -71,17 +72,16 @@ def test_error(pattern: str, n: int, k: int) -> None:
 
 @compiled
 @pytest.mark.parametrize("lanes", FEATURES)
-@pytest.mark.parametrize("pattern", ["4x1", "unstructured"])
+@pytest.mark.parametrize("pattern", ["dense", "16x16", "4x1", "unstructured"])
 def test_vectors_of_every_length(lanes: int, pattern: str) -> None:
     rng = np.random.default_rng(8)
     w, bias = weights(rng, 21, 150, pattern), floats(rng, 21)
     layer = prepare_float(w, bias=bias, activation="relu6", residual=True, features=FEATURES[lanes])
-    assert layer.lanes == lanes
     check(layer, rng, w, bias, lanes - 1, 0.0, 6.0)
 
 
 @compiled
-@pytest.mark.parametrize("pattern", ["4x1", "unstructured"])
+@pytest.mark.parametrize("pattern", ["dense", "16x16", "4x1", "unstructured"])
 def test_rows_and_threads_change_nothing(pattern: str) -> None:
     """To the bit: a row alone, among others, in a tile of another height, and by another thread."""
     rng = np.random.default_rng(9)
@@ -166,33 +166,54 @@ def test_layout(pattern: str, n: int, k: int) -> None:
     """Nothing is lost, from an array or a sparse one in any format, sorted or not."""
     rng = np.random.default_rng(13)
     w = weights(rng, n, k, pattern)
-    panels = lay_out(w)
+    panels = lay_out(find_nonzeros(w))
     assert np.array_equal(panels.to_dense(), w)
     assert panels.nonzeros == np.count_nonzero(w)
     coo = scipy.sparse.coo_array(w)
     shuffled = rng.permutation(coo.nnz)
     mixed = scipy.sparse.coo_array((coo.data[shuffled], (coo.row[shuffled], coo.col[shuffled])), shape=w.shape)
     for other in (scipy.sparse.csr_array(w), scipy.sparse.csc_matrix(w), scipy.sparse.bsr_array(w), mixed):
-        again = lay_out(other)
+        again = lay_out(find_nonzeros(other))
         for name in ("pointers", "inputs", "weights", "lines"):
             assert np.array_equal(getattr(again, name), getattr(panels, name)), (type(other), name)
 
 
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(("n", "k", "length"), [(1, 1, 1), (70, 67, 67), (100, 96, 6), (40, 64, 64)])
+def test_layout_of_rows(pattern: str, n: int, k: int, length: int) -> None:
+    """Nothing is lost, no entry reaches over the end of a piece, and blocks of 16 x 16 are not filled up."""
+    w = weights(np.random.default_rng(19), n, k, pattern)
+    cost, packed = lay_out_rows(find_nonzeros(w), length=length, widest=4)
+    cells = packed.data.view(np.float32).reshape(-1, packed.run, packed.width, 16)
+    dense = np.zeros((packed.slots, k), dtype=np.float32)
+    for group in range(packed.pointers.size - 1):
+        for e in range(packed.pointers[group], packed.pointers[group + 1]):
+            first = packed.places[e] // 4
+            assert first // length == (first + packed.run - 1) // length
+            outputs = packed.outputs[group]
+            for j in range(packed.run):
+                dense[outputs, first + j] = cells[e, j]
+    assert np.array_equal(dense[:n], w)
+    assert not dense[n:].any()
+    assert cost >= packed.data.size // 4 >= np.count_nonzero(w)
+    if pattern == "16x16" and n % 16 == k % 16 == 0:
+        assert packed.data.size // 4 == 256 * np.count_nonzero(w[::16, ::16])
+
+
+@compiled
 @pytest.mark.parametrize(
     ("pattern", "kernel"),
-    [("dense", "shared"), ("4x1", "shared"), ("16x16", "shared"), ("2:4", "own"), ("unstructured", "own")],
+    [("dense", "dense"), ("16x16", "blocks"), ("4x1", "shared"), ("2:4", "own"), ("unstructured", "own")],
 )
 def test_choice(pattern: str, kernel: str) -> None:
     layer = prepare_float(weights(np.random.default_rng(14), 64, 256, pattern))
-    assert layer.panels.shared == (kernel == "shared")
-    if os.environ.get("NUMBA_DISABLE_JIT") != "1":
-        assert layer.why.kernel == kernel
+    assert layer.why.kernel == kernel
 
 
 def test_outputs_are_sorted() -> None:
     """Four outputs with inputs of their own hardly differ in number: few weights of 0 are multiplied."""
     w = weights(np.random.default_rng(15), 256, 1024, "unstructured")
-    panels = lay_out(w)
+    panels = lay_out(find_nonzeros(w))
     assert panels.nonzeros <= 4 * panels.pointers[-1] < 1.02 * panels.nonzeros
 
 
@@ -225,14 +246,26 @@ X = np.zeros((2, 6), dtype=np.float32)
             lambda: prepare_float(EYE, codes=FloatCodes(scale=np.ones(3, dtype=np.float32))),
             r"^scale must be one number or have shape \(4,\), not \(3,\)$",
         ),
-        (lambda: prepare_float(EYE)(X[:, :5]), r"^x must have shape \(rows, 6\) for this weight, not \(2, 5\)$"),
-        (lambda: prepare_float(EYE)(X.astype(np.float64)), r"^x must be an ndarray of float32 with 2 dimensions"),
-        (lambda: prepare_float(EYE)(X, residual=X), r"^residual must be None: see prepare_float$"),
-        (lambda: prepare_float(EYE, residual=True)(X), r"^residual must be given: see prepare_float$"),
-        (lambda: prepare_float(EYE, residual=True)(X, residual=X), r"^residual must have shape \(rows, N\) = \(2, 4\)"),
+        (
+            lambda: prepare_float(EYE)(X[:, :5]),
+            r"^x must be .* of shape \(rows, 6\) for this layer, not float32 of shape \(2, 5\)$",
+        ),
+        (
+            lambda: prepare_float(EYE)(X.astype(np.float64)),
+            r"^x must be an ndarray of float32 of shape \(rows, 6\) for",
+        ),
+        (lambda: prepare_float(EYE)(X, residual=X), r"^residual must be None: the layer was prepared without one$"),
+        (
+            lambda: prepare_float(EYE, residual=True)(X),
+            r"^residual must be given, of float32, for this layer, not None$",
+        ),
+        (
+            lambda: prepare_float(EYE, residual=True)(X, residual=X),
+            r"^residual must be .* of shape \(2, 4\) for this layer",
+        ),
         (
             lambda: prepare_float(EYE)(X, out=X),
-            r"^out must be C-contiguous, writeable and of shape \(2, 4\), not \(2, 6",
+            r"^out must be .* \(2, 4\), C-contiguous and writeable for this layer, not float32 of shape \(2, 6\)$",
         ),
     ],
 )
