@@ -17,4 +17,4 @@ def round_half_even(value: int, shift: int) -> int:
     remainder = value - (quotient << shift)
     half = np.int64(1) << shift >> 1
     # Without a branch, so that loops over channels become vectors.
-    return quotient + ((remainder > half) | ((remainder == half) & (half > 0) & (quotient & 1 == 1)))
+    return quotient + int((remainder > half) | ((remainder == half) & (half > 0) & (quotient & 1 == 1)))

@@ -79,7 +79,7 @@ def make_bench(columns: int, macs: int) -> Bench:
         first=aligned_empty((lanes,), np.int32),
         sums=aligned_empty((_ROWS, lanes), np.int32),
         fold=macs // side,
-        mode=None if {"avx512vnni", "avxvnni"} & usable_features() else (),
+        mode=None if usable_features() else (),
     )
 
 

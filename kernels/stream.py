@@ -9,7 +9,7 @@ elements from offsets[s] * hop on whose address is selects[s, c, v] modulo group
 
 or, in the maximum mode, the largest of the products instead of their sum. A MAC whose value is 0 takes no part.
 
-Sums wrap like 32-bit registers. How it is done: kernels/steps.py.
+How it is done: kernels/steps.py.
 """
 
 import math
@@ -51,8 +51,8 @@ def stream_matmul(
     accumulate : continue from what acc holds. Otherwise a sum begins at 0 and a maximum at ACC_MIN.
     maximum : take the largest product instead of the sum.
 
-    The caller proves that no sum overflows int32; nothing here looks at it. Raises ModelError when shapes, dtypes or
-    scalars do not fit, and ProgramError when the stream reads outside of the bank or a position is not legal.
+    A sum wraps like a 32-bit register. Raises ModelError when shapes, dtypes or scalars do not fit, and ProgramError
+    when the stream reads outside of the bank or a position is not legal.
     """
     _check_shapes(bank, offsets, values, selects, positions, acc)
     check_int("group", group, 1, 256)

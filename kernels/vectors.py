@@ -8,7 +8,7 @@ features which instruction does a thing, since naming one that the processor lac
 
     dot4     64 unsigned by 64 signed bytes, four neighbours added to each of 16 int32, wrapping: `vpdpbusd` of 512 bits
              (avx512vnni) or twice 256 (avxvnni), else 16-bit products in ordinary operations of any processor
-    pick     bytes of a vector by index: `vpermb` (avx512vbmi), or a loop
+    pick     bytes of a vector by index: `vpermb` (avx512vbmi), four `pshufb`, or a loop
     narrow   two vectors to 32 saturated int16: `vpackssdw` (avx512bw), or minima and maxima
 
 An intrinsic's last argument is its `mode`: None, or () for the portable form of all of these; being a type, it is part
@@ -62,6 +62,13 @@ BYTES, WORDS, LONGS = ir.VectorType(I8, 64), ir.VectorType(I16, 32), ir.VectorTy
 FLOATS, DOUBLES = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.DoubleType(), 8)
 
 _kept = threading.local()
+
+_SHUFFLES = {
+    "avx512bw": ("llvm.x86.avx512.pshuf.b.512", 64),
+    "avx2": ("llvm.x86.avx2.pshuf.b", 32),
+    "ssse3": ("llvm.x86.ssse3.pshuf.b.128", 16),
+}
+"""`pshufb`, and bytes of its vectors, by feature."""
 
 _cg: Any = _cgutils
 """Its functions carry no types."""
@@ -286,9 +293,28 @@ class Site:
             kind = ir.FunctionType(BYTES, [BYTES] * 2)
             picked = self.call("llvm.x86.avx512.permvar.qi.512", kind, b.bitcast(x, BYTES), b.bitcast(index, BYTES))
             return b.bitcast(picked, VECTOR)
+        shuffle = next((name for name in _SHUFFLES if name in self.features), None)
+        if shuffle is not None:
+            return self._pick_by_quarters(*_SHUFFLES[shuffle], b.bitcast(index, BYTES), b.bitcast(x, BYTES))
         source = _cg.alloca_once(b, VECTOR)
         b.store(x, source)
         return b.bitcast(self.gather(b.bitcast(source, I8.as_pointer()), b.bitcast(index, BYTES)), VECTOR)
+
+    def _pick_by_quarters(self, name: str, width: int, index: Any, x: Any) -> Any:
+        """An instruction that picks from 16 bytes, and gives 0 where bit 7 of an index is set: four times."""
+        b, part = self.builder, ir.VectorType(I8, width)
+        kind = ir.FunctionType(part, [part] * 2)
+        quarters = [self.shuffle(x, x, list(range(16 * q, 16 * q + 16)) * (width // 16)) for q in range(4)]
+        picked = [splat(part, 0)] * (64 // width)
+        for i in range(len(picked)):
+            places = self.shuffle(index, index, range(width * i, width * (i + 1)))
+            for q, quarter in enumerate(quarters):
+                beyond = self.same("uadd.sat", b.xor(places, splat(part, 16 * q)), splat(part, 0x70))
+                picked[i] = b.or_(picked[i], self.call(name, kind, quarter, beyond))
+        while len(picked) > 1:
+            lanes = range(2 * picked[0].type.count)
+            picked = [self.shuffle(low, high, lanes) for low, high in zip(picked[::2], picked[1::2], strict=True)]
+        return b.bitcast(picked[0], VECTOR)
 
     def gather(self, source: Any, index: Any) -> Any:
         """Byte i of the result is the byte index[i], 0..255, after the pointer `source`."""
