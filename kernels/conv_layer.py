@@ -16,7 +16,6 @@ from gossamer.arch.jit import jit
 from gossamer.kernels.checks import check_array
 from gossamer.kernels.choose import Decision
 from gossamer.kernels.float_layer import prepare_float
-from gossamer.kernels.float_lines import Lines
 from gossamer.kernels.float_panels import FloatWeight
 from gossamer.kernels.formats import BSR, CSR, NM, Dense, Weight
 from gossamer.kernels.layer import Layer, prepare
@@ -94,10 +93,9 @@ class ConvLayer:
                 self.known.clear()
             self.known[batch] = self.windows.starts(batch) * line.itemsize
         begins = self.known[batch]
-        run = self.layer.run
-        if isinstance(run, Vectorised | Lines):
+        if self.why.kernel != "reference":
             self.layer.check(out.shape[0], out, residual)
-            run(line, out, residual, begins)
+            self.layer.run(line, out, residual, begins)
         else:
             inputs = (self.windows.piece_starts[:, None] + np.arange(self.windows.pieces[1])).reshape(-1)
             self.layer(line[begins[:, None] // line.itemsize + inputs], residual=residual, out=out)

@@ -1,12 +1,13 @@
 """What follows float32 sums, fused: residual, activation, and rounding to 8-bit codes where they are wanted.
 
-    v = clamp(sum + residual, low, high), times sigmoid(t) where there is a curve
+    v = clamp(sum + bias + residual, low, high), times sigmoid(t) where there is a curve
     code = rint(clamp(v * inverse, lo, hi)) + zero_point
 
 rint rounds half to even, lo and hi are integers of at most 2**22 in magnitude, what is not a number becomes lo. Either
 kind of tile comes here: lines that were turned back (float_kernels), and rows (fast). `after` is, for both,
 
-    (low, high, curve, added, codes)
+    (bias, low, high, curve, added, codes)
+    bias         float32 [N padded]
     low, high    float32: the clamp
     curve        kind of gate: None, () for SiLU, where t = v, (0,) for GELU
     added        () if there is a residual, else None
@@ -37,7 +38,6 @@ _GELU = (2 * (2 / 3.141592653589793) ** 0.5, 0.044715)
 def finish_tile(
     typingctx: Any,
     tile: Any,
-    bias: Any,
     out: Any,
     offset: Any,
     stride: Any,
@@ -47,19 +47,18 @@ def finish_tile(
     residual: Any,
     after: Any,
 ) -> tuple[Any, Any]:
-    """Row r of the tile, plus bias[channel :], and what follows it, to out[offset + r * stride :][:columns].
+    """Row r of the tile, outputs from `channel` on, and what follows, to out[offset + r * stride :][:columns].
 
     rows : how many there are, the others not being written.  residual : at the same elements as out.
     """
 
     def body(site: FloatSite) -> None:
-        b, place = site.builder, _Places(site, 2, 3, 4, 6, 5)
-        follows = _After(site, site.expand(9), place, residual=8, channel=site.arguments[7])
-        term = site.load(1, site.arguments[7])
+        places = _Places(site, 1, 2, 3, 5, 4)
+        follows = _After(site, site.expand(8), places, residual=7, channel=site.arguments[6])
         for r, vector in enumerate(site.vectors()):
-            follows.write(b.fadd(vector, term), r, 0)
+            follows.write(vector, r, 0)
 
-    given = (tile, bias, out, offset, stride, rows, columns, channel, residual, after)
+    given = (tile, out, offset, stride, rows, columns, channel, residual, after)
     return float_operation(types.none, tile.lanes, given, body)
 
 
@@ -102,7 +101,7 @@ class _After:
     def __init__(self, site: FloatSite, after: list[tuple[Any, Any]], places: _Places, *, residual: int, channel: Any):
         """after : types and values of its elements."""
         self.site, self.places, self.residual, self.channel = site, places, residual, channel
-        (_, low), (_, high), (self.curve, _), (self.added, _), (self.codes, codes) = after
+        self.bias, (_, low), (_, high), (self.curve, _), (self.added, _), (self.codes, codes) = after
         self.bounds = site.splat(low), site.splat(high)
         if not isinstance(self.codes, types.NoneType):
             inverse, zero, lo, hi = (site.builder.extract_value(codes, i) for i in range(4))
@@ -112,6 +111,7 @@ class _After:
     def write(self, v: Any, r: int, c: int) -> None:
         """Row r's vector c."""
         site, b, place, mask = self.site, self.site.builder, self.places.place(r, c), self.places.mask(r, c)
+        v = b.fadd(v, self._of_outputs(self.bias, c))
         if not isinstance(self.added, types.NoneType):
             v = b.fadd(v, site.masked_load(site.address(self.residual, place, site.vector), mask))
         low, high = self.bounds
@@ -123,11 +123,16 @@ class _After:
             v = self._code(v, c)
         site.masked_store(v, site.address(self.places.out, place, v.type), mask)
 
+    def _of_outputs(self, array: tuple[Any, Any], c: int) -> Any:
+        """What an array, its type and its value, has for the outputs of vector c."""
+        site, b = self.site, self.site.builder
+        channel = b.add(self.channel, _I64(c * site.lanes))
+        return b.load(site.element(*array, channel, site.vector), align=4)
+
     def _code(self, v: Any, c: int) -> Any:
         site, b = self.site, self.site.builder
         lo, hi = self.limits
-        channel = b.add(self.channel, _I64(c * site.lanes))
-        real = b.fmul(v, b.load(site.element(self.codes.types[0], self.inverse, channel, site.vector), align=4))
+        real = b.fmul(v, self._of_outputs((self.codes.types[0], self.inverse), c))
         real = b.select(b.fcmp_ordered(">", real, lo), real, lo)
         real = b.select(b.fcmp_ordered("<", real, hi), real, hi)
         real = b.fsub(b.fadd(real, site.constant(_ROUNDER)), site.constant(_ROUNDER))

@@ -10,7 +10,7 @@ of threads.
     pieces = (starts, length): int64, where each so many inputs begin after the first of a row, in elements
     shared = () if a panel's outputs share their inputs, else None
     layout = (run, blocks, panels, pointers, inputs, weights, lines)
-    bias = float32 [N padded]   after = what follows (float_after)
+    after = what follows (float_after)
 
 What is None is not compiled; numba sees that of an argument only, hence so many of them.
 """
@@ -38,7 +38,6 @@ def run_serial(
     pieces: Any,
     shared: Any,
     layout: Any,
-    bias: Floats,
     after: Any,
     lanes: Any,
     height: Any,
@@ -54,7 +53,7 @@ def run_serial(
     for tile in range(tiles):
         row = first + tile * len(lanes) * max(1, len(height))
         _tile(
-            x, row, residual, begins, pieces, shared, layout, bias, after, out, lines[0], sums[0], lanes, height
+            x, row, residual, begins, pieces, shared, layout, after, out, lines[0], sums[0], lanes, height
         )  # fmt: skip
 
 
@@ -67,7 +66,6 @@ def run_parallel(
     pieces: Any,
     shared: Any,
     layout: Any,
-    bias: Floats,
     after: Any,
     lanes: Any,
     height: Any,
@@ -82,7 +80,7 @@ def run_parallel(
         for tile in range(worker, tiles, workers):
             row = first + tile * len(lanes) * max(1, len(height))
             _tile(
-                x, row, residual, begins, pieces, shared, layout, bias, after, out, lines[worker], sums[worker],
+                x, row, residual, begins, pieces, shared, layout, after, out, lines[worker], sums[worker],
                 lanes, height,
             )  # fmt: skip
 
@@ -96,7 +94,6 @@ def _tile(
     pieces: Any,
     shared: Any,
     layout: Any,
-    bias: Floats,
     after: Any,
     out: NDArray[Any],
     lines: Floats,
@@ -110,7 +107,7 @@ def _tile(
         _sum_few(lines, shared, layout, sums, lanes, height)
     else:
         _sum(lines, shared, layout, sums, lanes, height)
-    _finish(sums, residual, bias, after, row, rows, out, lanes, height)
+    _finish(sums, residual, after, row, rows, out, lanes, height)
 
 
 @jit
@@ -217,7 +214,6 @@ def _sum_few(lines: Floats, shared: Any, layout: Any, sums: Floats, lanes: Any, 
 def _finish(
     sums: Floats,
     residual: NDArray[Any],
-    bias: Floats,
     after: Any,
     row: int,
     rows: int,
@@ -232,4 +228,4 @@ def _finish(
         for first in range(0, n, side):
             place = (row + t * side) * n + first
             tile = turn(lanes, sums, None, first, long, t * side, None, None)
-            finish_tile(tile, bias, out, place, n, left, n - first, first, residual, after)
+            finish_tile(tile, out, place, n, left, n - first, first, residual, after)

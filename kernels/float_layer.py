@@ -31,8 +31,8 @@ from gossamer.kernels.choose import Decision, usable_features
 from gossamer.kernels.float_lines import Lines
 from gossamer.kernels.float_panels import PANEL, FloatPanels, FloatWeight, Nonzeros, find_nonzeros, lay_out
 from gossamer.kernels.float_rows import lay_out_rows
-from gossamer.kernels.layer import Layer, Run
-from gossamer.kernels.vectorised import Vectorised
+from gossamer.kernels.layer import Layer
+from gossamer.kernels.vectorised import Begins, Calls, Run, Vectorised
 from gossamer.kernels.vectors import LANES, has_vectors
 
 __all__ = ["Activation", "FloatCodes", "prepare_float"]
@@ -50,6 +50,8 @@ _ACTIVATIONS: dict[str, tuple[float, float, tuple[int, ...] | None]] = {
 """Clamp, and kind of gate (float_after)."""
 _TALLEST = {(16, 4): 6, (16, 2): 8, (16, 1): 8, (8, 1): 6, (4, 1): 2}
 """Rows of a tile of the kernel of rows by lanes and width: accumulators and operands within 32 or 16 registers."""
+_FEW = 6
+"""Rows that the kernel of rows works on in the time in which that on lines, at the same cost, works on a vector."""
 _PLAIN = 1.3
 """Cost for each nonzero up to which the kernel of rows is taken without a look at lines, which have to be turned."""
 
@@ -124,28 +126,14 @@ def prepare_float(
         lo, hi = (float(code - codes.zero_point) for code in code_range(codes.signed))
         rounding = (_padded(codes.inverse, n), codes.zero_point, np.float32(lo), np.float32(hi))
     low, high, curve = _ACTIVATIONS[activation]
-    after = (np.float32(low), np.float32(high), curve, () if residual else None, rounding)
+    after = (_padded(bias, n), np.float32(low), np.float32(high), curve, () if residual else None, rounding)
     lanes = _lanes(usable_features() if features is None else features)
-    whole = (np.zeros(1, np.int64), k)
     run: Run
     if not has_vectors():
         why = Decision(kernel="reference", reason="NUMBA_DISABLE_JIT is set, and vectors exist in compiled code only")
-        run = _reference(nonzeros, _padded(bias, n)[:n], after)
+        run = _reference(nonzeros, after)
     else:
-        starts, length = pieces or whole
-        cost, rows = lay_out_rows(nonzeros, length=length, widest=4 if lanes == LANES else 1)
-        panels = lay_out(nonzeros) if cost > _PLAIN * nonzeros.values.size else None
-        if panels is None or cost <= panels.cost:
-            why, first = rows.decision, _padded(bias, rows.slots).view(np.int32)
-            if pieces is not None:
-                which, rest = np.divmod(rows.places, 4 * length)
-                rows = replace(rows, places=4 * starts[which] + rest)
-            run = Vectorised(
-                rows, first, after, tallest=_TALLEST[lanes, rows.width], mode=None, threads=threads
-            )  # fmt: skip
-        else:
-            why = _decision(panels)
-            run = Lines(panels, _padded(bias, n), after, lanes=lanes, threads=threads, pieces=(starts, length))
+        why, run = _vectorised(nonzeros, pieces or (np.zeros(1, np.int64), k), after, lanes, threads)
     return Layer(
         shape=nonzeros.shape,
         why=why,
@@ -156,9 +144,39 @@ def prepare_float(
     )
 
 
+def _vectorised(
+    nonzeros: Nonzeros, pieces: tuple[NDArray[np.int64], int], after: tuple[Any, ...], lanes: int, threads: int
+) -> tuple[Decision, Run]:
+    """The kernel of rows, that on lines, or that on lines with the other for few rows, and why.
+
+    Sums are the same to the bit: either way they begin at 0 and go by inputs.
+    """
+    starts, length = pieces
+    cost, packed = lay_out_rows(nonzeros, length=length, widest=4 if lanes == LANES else 1)
+    if starts.size > 1:
+        which, rest = np.divmod(packed.places, 4 * length)
+        packed = replace(packed, places=4 * starts[which] + rest)
+    zeros, tallest = np.zeros(packed.slots, np.int32), _TALLEST[lanes, packed.width]
+    rows = Vectorised(packed, zeros, after, tallest=tallest, mode=None, threads=threads)
+    if cost <= _PLAIN * nonzeros.values.size:
+        return packed.decision, rows
+    panels = lay_out(nonzeros)
+    if cost <= panels.cost:
+        return packed.decision, rows
+    lines = Lines(panels, after, lanes=lanes, threads=threads, pieces=pieces)
+    few = int(_FEW * panels.cost / cost)
+    if not few:
+        return _decision(panels), lines
+
+    def run(x: Floats, out: NDArray[Any], residual: Floats | None, begins: Begins = None) -> Calls | None:
+        return (rows if out.shape[0] <= few else lines)(x, out, residual, begins)
+
+    return _decision(panels), run
+
+
 def _padded(values: Floats | None, count: int) -> Floats:
-    """float32 [count, padded to vectors], of values or of one for all; None for zeros."""
-    padded = np.zeros(count + -count % LANES, dtype=np.float32)
+    """float32 [count, padded to the widest cell], of values or of one for all; None for zeros."""
+    padded = np.zeros(count + -count % (4 * LANES), dtype=np.float32)
     if values is not None:
         padded[: count if values.size == 1 else values.size] = values
     return padded
@@ -179,14 +197,16 @@ def _decision(panels: FloatPanels) -> Decision:
     return Decision(kernel="own", reason=f"{kept}, at inputs that neighbouring outputs do not share")
 
 
-def _reference(nonzeros: Nonzeros, bias: Floats, after: tuple[Any, ...]) -> Run:
+def _reference(nonzeros: Nonzeros, after: tuple[Any, ...]) -> Run:
     """The layer by SciPy, which like the compiled kernels does not multiply with absent weights."""
     from scipy.sparse import csr_array  # only where nothing is compiled
 
     weight = csr_array((nonzeros.values, (nonzeros.i, nonzeros.k)), shape=nonzeros.shape)
-    low, high, curve, _, codes = after
+    bias, low, high, curve, _, codes = after
+    bias = bias[: nonzeros.shape[0]]
 
-    def run(x: Floats, out: NDArray[Any], residual: Floats | None) -> None:
+    def run(x: Floats, out: NDArray[Any], residual: Floats | None, begins: Begins = None) -> None:
+        assert begins is None
         total = (weight @ x.T).T + bias
         if residual is not None:
             total += residual

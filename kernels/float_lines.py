@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from gossamer.arch.jit import entry
 from gossamer.kernels.float_kernels import run_parallel, run_serial
 from gossamer.kernels.float_panels import FloatPanels
+from gossamer.kernels.vectorised import Begins
 from gossamer.kernels.vectors import scratch
 
 __all__ = ["Lines"]
@@ -21,6 +22,8 @@ _TALL = 3
 """The same with shorter vectors: 12 of 16 registers."""
 _FEW = 4
 """So many rows and fewer are one vector together with the outputs of a panel (a height of 0)."""
+_KNOWN = 64
+"""Numbers of rows whose plans are remembered."""
 
 
 class Lines:
@@ -29,15 +32,14 @@ class Lines:
     def __init__(
         self,
         panels: FloatPanels,
-        bias: Floats,
         after: tuple[Any, ...],
         *,
         lanes: int,
         threads: int,
         pieces: tuple[NDArray[np.int64], int],
     ) -> None:
-        """bias, after, pieces : as of the kernels.  lanes : float32 of a vector."""
-        self._panels, self._lanes, self._threads, self._outputs = panels, lanes, threads, bias.size
+        """after, pieces : as of the kernels.  lanes : float32 of a vector."""
+        self._panels, self._lanes, self._threads, self._outputs = panels, lanes, threads, after[0].size
         layout = (
             panels.run,
             panels.blocks,
@@ -47,30 +49,44 @@ class Lines:
             panels.weights,
             panels.lines,
         )
-        self._constants = (pieces, () if panels.shared else None, layout, bias, after)
-        self._codes: dict[tuple[int, int, bool, bool], Callable[..., Any]] = {}
+        self._constants = (pieces, () if panels.shared else None, layout, after)
+        self._known: dict[tuple[int, bool], list[Plan]] = {}
 
-    def __call__(
-        self, x: Floats, out: NDArray[Any], residual: Floats | None, begins: NDArray[np.int64] | None = None
-    ) -> None:
-        """x : [rows, K], or one line with rows that begin where begins says.  out, residual : [rows, N]."""
-        panels, rows, first = self._panels, out.shape[0], 0
+    def __call__(self, x: Floats, out: NDArray[Any], residual: Floats | None, begins: Begins = None) -> None:
+        """See `Run`."""
         x, residual = np.ascontiguousarray(x), out if residual is None else np.ascontiguousarray(residual)
+        key = out.shape[0], begins is None
+        if key not in self._known:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known[key] = self._plan(x, out, residual, begins)
+        for code, constants, workers, lines, sums in self._known[key]:
+            code(x, out, residual, begins, *constants, *_scratch(workers, lines, sums))
+
+    def _plan(self, x: Floats, out: NDArray[Any], residual: Floats, begins: Begins) -> list["Plan"]:
+        panels, rows, first, plan = self._panels, out.shape[0], 0, []
         lanes = self._lanes if rows > _FEW else _FEW
         tallest = _TALLEST.get(lanes, _TALL) if rows > _FEW else 0
         for height, tiles in _tiles(-(-rows // lanes), tallest, self._threads):
             workers, long = min(self._threads, tiles), lanes * max(1, height)
             lines, sums = (panels.blocks * (panels.run + 1) + lanes) * long, self._outputs * long
-            kept = scratch("lines", 4 * workers * (lines + sums)).view(np.float32)
-            middle = workers * lines
-            work = kept[:middle].reshape(workers, lines), kept[middle:].reshape(workers, sums)
             constants = (*self._constants, (0,) * lanes, (0,) * height, first, tiles)
-            key = lanes, height, begins is None, workers > 1
-            if key not in self._codes:
-                kernel: Callable[..., Any] = run_parallel if workers > 1 else run_serial
-                self._codes[key] = entry(kernel, x, out, residual, begins, *constants, *work)
-            self._codes[key](x, out, residual, begins, *constants, *work)
+            kernel: Callable[..., Any] = run_parallel if workers > 1 else run_serial
+            code = entry(kernel, x, out, residual, begins, *constants, *_scratch(workers, lines, sums))
+            plan.append((code, constants, workers, lines, sums))
             first += tiles * long
+        return plan
+
+
+Plan = tuple[Callable[..., Any], tuple[Any, ...], int, int, int]
+"""Compiled code, its arguments after begins, and what `_scratch` is asked for them."""
+
+
+def _scratch(workers: int, lines: int, sums: int) -> tuple[Floats, Floats]:
+    """Arrays [workers, lines] and [workers, sums]."""
+    middle = workers * lines
+    kept = scratch("lines", 4 * (middle + workers * sums)).view(np.float32)
+    return kept[:middle].reshape(workers, lines), kept[middle:].reshape(workers, sums)
 
 
 def _tiles(vectors: int, tallest: int, threads: int) -> list[tuple[int, int]]:

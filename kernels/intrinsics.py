@@ -219,7 +219,7 @@ def finish(
     given = (sums, starts, out, offset, stride, columns, channel, residual, after, mode)
     if isinstance(after, types.NoneType):
         return operation(types.none, given, _write_sums)
-    if isinstance(after[0], types.Float):
+    if isinstance(after[1], types.Float):
         return operation(types.none, given, write_floats)
     return operation(types.none, given, lambda site: write_codes(site.expanded(8)))
 

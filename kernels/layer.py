@@ -5,7 +5,6 @@ that was chosen, the zero point's share and the bias become what accumulators st
 requantisation are proved and laid out. A call checks the activations and enters compiled code.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,16 +22,13 @@ from gossamer.kernels.formats import Weight
 from gossamer.kernels.matmul import spmm
 from gossamer.kernels.pack import Packed, pack
 from gossamer.kernels.scaling import Scaling, make_scaling
-from gossamer.kernels.vectorised import Calls, Vectorised
+from gossamer.kernels.vectorised import Begins, Calls, Run, Vectorised
 from gossamer.kernels.vectors import aligned_empty
 
-__all__ = ["Layer", "Run", "prepare"]
+__all__ = ["Layer", "prepare"]
 
 Codes = NDArray[np.int8] | NDArray[np.uint8]
 CodeType = Literal["int8", "uint8"]
-Run = Callable[[NDArray[Any], NDArray[Any], NDArray[Any] | None], Calls | None]
-"""Computes a layer on arguments that have been checked: x, out, residual. What it returns: see `Vectorised`."""
-
 _TILES = {
     ("dense", 4, 1): 6,
     ("blocks", 1, 1): 8,
@@ -203,7 +199,8 @@ def _code_type(name: str, value: object) -> np.dtype[Any]:
 def _reference(
     weight: Weight, zero_point: int, bias: NDArray[np.int32], requant: Requant | None, table: Codes | None
 ) -> Run:
-    def run(x: Codes, out: NDArray[Any], residual: Codes | None) -> None:
+    def run(x: Codes, out: NDArray[Any], residual: Codes | None, begins: Begins = None) -> None:
+        assert begins is None
         sums = spmm(x, weight, zero_point=zero_point)
         out[...] = sums + bias if requant is None else requantise(sums, bias, requant, residual, table)
 
@@ -223,5 +220,9 @@ def _vectorised(
     run = Vectorised(packed, first, after, tallest=2, mode=(), threads=threads)
     if activation == np.uint8:
         return run
-    # 16-bit products of codes moved in place compile for minutes.
-    return lambda x, out, residual: run(x.view(np.uint8) ^ np.uint8(128), out, residual) and None
+
+    def unsigned(x: NDArray[Any], out: NDArray[Any], residual: Codes | None, begins: Begins = None) -> None:
+        # 16-bit products of codes moved in place compile for minutes.
+        run(x.view(np.uint8) ^ np.uint8(128), out, residual, begins)
+
+    return unsigned

@@ -7,7 +7,7 @@ where the last may overlap the one before it by little, or else of two neighbour
 from collections.abc import Callable
 from dataclasses import replace
 from math import gcd
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from gossamer.kernels import fast
 from gossamer.kernels.pack import Packed
 from gossamer.kernels.vectors import LANES
 
-__all__ = ["Vectorised"]
+__all__ = ["Begins", "Calls", "Run", "Vectorised"]
 
 _OVERLAP = 64
 """Rows of which one may be computed twice."""
@@ -30,8 +30,22 @@ _KNOWN = 64
 """Numbers of rows whose calls are remembered."""
 
 
+Begins = NDArray[np.int64] | None
+"""Where each row begins in x, which then is one line: kernels/fast.py."""
 Calls = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 """Compiled code and its arguments after x, out, residual and begins."""
+
+
+class Run(Protocol):
+    """Computes a layer on arguments that have been checked; x must fit a call that says where its rows begin."""
+
+    def __call__(
+        self, x: NDArray[Any], out: NDArray[Any], residual: NDArray[Any] | None, begins: Begins = None
+    ) -> Calls | None:
+        """x : [rows, K], or one line.  out, residual : [rows, N], residual if the layer has one.
+
+        Returns what was called, for the next call on so many rows; None where it has to come here again.
+        """
 
 
 class Vectorised:
@@ -57,12 +71,9 @@ class Vectorised:
         self._known: dict[tuple[int, bool], Calls] = {}
 
     def __call__(
-        self, x: NDArray[Any], out: NDArray[Any], residual: NDArray[Any] | None, begins: NDArray[np.int64] | None = None
+        self, x: NDArray[Any], out: NDArray[Any], residual: NDArray[Any] | None, begins: Begins = None
     ) -> Calls | None:
-        """x : [rows, K], or whatever begins says (kernels/fast.py).  out, residual : [rows, N], residual if it has one.
-
-        Returns what was called; None if x was not fit and had to be copied.
-        """
+        """See `Run`. None is returned where x had to be copied."""
         fits = begins is not None or (x.shape[1] * x.itemsize == self._packed.inputs and x.flags.c_contiguous)
         if not fits:
             wider: NDArray[Any] = np.zeros((x.shape[0], self._packed.inputs // x.itemsize), x.dtype)
