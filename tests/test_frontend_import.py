@@ -1,5 +1,6 @@
 """What the front end takes in, what it refuses, and in which words."""
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -106,14 +107,47 @@ def test_weights_must_be_finite(bad, shown):
 
 
 def test_types_that_are_not_taken():
-    model = with_weight(np.ones((4, 3, 3, 3)))
-    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float16), "w0"))
-    with pytest.raises(ModelError, match=r"^weight 'w0' is float16; must be float32"):
-        import_model(model)
     model = small()
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
-    with pytest.raises(ModelError, match=r"^input 'x' is float64; must be float32"):
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.COMPLEX64
+    with pytest.raises(ModelError, match=r"^input 'x' is complex64; must be real"):
         import_model(model)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_other_real_types_are_calculated_in_float32(dtype):
+    """Inputs, weights, constants inside nodes and casts."""
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    b = Builder(("x", (1, 3, 8, 8)))
+    y = b.op("Conv", b.op("Cast", "x", to=kind), b.constant(b.rng.standard_normal((4, 3, 3, 3)), dtype))
+    y = b.op("Mul", y, b.op("Constant", value=numpy_helper.from_array(np.full((4, 1, 1), 0.5, dtype))))
+    model = b.model(b.op("Relu", y))
+    model.graph.input[0].type.tensor_type.elem_type = kind
+    x = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    network = build_network(model, calibration=[x])
+    (layer,) = network.stages
+    assert network.host_types["x"][0] == "float32"
+    assert layer.source == ("n_conv1", "n_mul3", "n_relu4")
+    assert any(note.endswith("is calculated in float32") for note in network.notes)
+
+
+def test_sparse_initialisers_are_written_out():
+    b = Builder(("x", (1, 3, 8, 8)))
+    model = b.model(b.op("Conv", "x", "w"))
+    values = helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, -2.0])
+    for indices in (helper.make_tensor("i", TensorProto.INT64, [2], [4, 40]),
+                    helper.make_tensor("i", TensorProto.INT64, [2, 4], [0, 0, 1, 1, 1, 1, 1, 1])):  # fmt: skip
+        del model.graph.sparse_initializer[:]
+        model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4, 3, 3, 3]))
+        (conv,) = graph_until(model, "recognise")
+        assert (conv.weight[0, 0, 1, 1], conv.weight[1, 1, 1, 1]) == (1.0, -2.0)
+        assert np.count_nonzero(conv.weight) == 2
+
+
+def test_weights_inside_nodes_must_be_finite():
+    b = Builder(("x", (1, 3, 8, 8)))
+    weight = b.op("Constant", value=numpy_helper.from_array(np.full((4, 3, 1, 1), np.nan, np.float32)))
+    with pytest.raises(ModelError, match=r"^node 'n_conv1': weight 'constant0' must be finite; it has nan or inf$"):
+        graph_until(b.model(b.op("Conv", "x", weight)), "recognise")
 
 
 def test_contradicting_shapes():
@@ -178,6 +212,12 @@ def test_calibration_methods(method):
     scale = build_network(small((1, 3, 64, 64)), calibration=x, method=method).tensors["x"].scale
     plain = 50 / 256 < scale < 58 / 256
     assert plain if method == "minmax" else scale < 50 / 256 if method == "percentile" else scale < 58 / 256
+
+
+def test_a_model_without_inputs_needs_no_data():
+    b = Builder()
+    y = b.op("RandomNormal", shape=[1, 3, 8, 8], seed=1.0)
+    assert len(build_network(b.model(b.conv(y, 3, 4))).layers) == 1
 
 
 def test_a_generator_is_read_once_for_all_passes():

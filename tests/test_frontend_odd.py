@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from gossamer.arch.errors import ModelError
 from gossamer.compiler.layers import HostSegment
 from gossamer.compiler.passes import build_network
 from tests.support.frontend import Builder, check_same_function, check_structure, compile_both, run_network, run_onnx
@@ -212,3 +213,60 @@ def test_some_channels_stay_on_the_array_with_their_codes(kind):
     network = agree(b.model(*ends), {"x": X})
     assert not any(isinstance(stage, HostSegment) for stage in network.stages)
     assert len({network.tensors[name].scale for name in (y, *parts)}) == 1
+
+
+def test_what_onnxruntime_does_not_know_is_refused_by_name():
+    b = Builder(("x", (1, 4, 6, 6)))
+    model = b.model(b.op("Magic", "x", domain="acme"))
+    model.opset_import.append(helper.make_opsetid("acme", 1))
+    with pytest.raises(ModelError, match=r"^onnxruntime refuses what is left to the host \(Magic\): .*acme:Magic"):
+        build_network(model)
+
+
+def test_sequences_stay_inside_the_host_or_are_refused():
+    b = Builder(("x", (1, 4, 6, 6)))
+    a = b.conv("x", 4, 4)
+    sequence = b.op("SequenceConstruct", a, b.op("Erf", a))
+    y = b.conv(b.op("SequenceAt", sequence, b.constant(1, np.int64)), 4, 4)
+    assert len(agree(b.model(y), {"x": X}).layers) == 2
+    z = b.op("SequenceAt", b.op("SequenceInsert", sequence, y), b.constant(2, np.int64))
+    with pytest.raises(ModelError, match=r"'sequenceconstruct2' is not a tensor of known type; sequences and maps"):
+        build_network(b.model(z), calibration=[X])
+
+
+def test_shapes_that_only_onnxruntime_infers():
+    b = Builder(("x", (1, 4, 6, 6)), opset=18)
+    y = b.op("GroupNormalization", b.conv("x", 4, 4), b.constant(np.ones(2)), b.constant(np.zeros(2)), num_groups=2)
+    assert len(agree(b.model(b.conv(y, 4, 3)), {"x": X}).layers) == 2
+
+
+def test_initialisers_that_are_outputs():
+    b = Builder(("x", (1, 4, 6, 6)))
+    model = b.model(b.constant([1.0, 2.0]), b.conv("x", 4, 4))
+    agree(model, {"x": X})
+
+
+@pytest.mark.parametrize(
+    ("heads", "apart", "causal", "mask"),
+    [((4, 4), False, 0, ""), ((4, 2), False, 1, ""), ((4, 1), True, 0, "bool"), ((2, 2), True, 1, "real")],
+)
+def test_attention_of_opset_23(heads, apart, causal, mask):
+    tokens, width = 6, 4
+    b = Builder(("x", (1, tokens, 8)), opset=23)
+
+    def operand(count):
+        y = b.op("MatMul", "x", b.weight(8, count * width))
+        if apart:
+            shape = b.constant([1, tokens, count, width], np.int64)
+            y = b.op("Transpose", b.op("Reshape", y, shape), perm=[0, 2, 1, 3])
+        return y
+
+    numbers = {} if apart else {"q_num_heads": heads[0], "kv_num_heads": heads[1]}
+    keep = np.tri(tokens, dtype=bool)
+    masks = {"": [], "bool": [b.constant(keep, np.bool_)], "real": [b.constant(np.where(keep, 0.3, -np.inf))]}[mask]
+    y = b.op("Attention", operand(heads[0]), operand(heads[1]), operand(heads[1]), *masks, is_causal=causal, **numbers)
+    x = {"x": np.random.default_rng(0).standard_normal((1, tokens, 8)).astype(np.float32)}
+    network = agree(b.model(y), x, steps=2.01, products=True)
+    kinds = [type(stage).__name__ for stage in network.stages]
+    assert kinds.count("MatMul") == 2
+    assert all("Softmax" in s.ops or not s.macs for s in network.stages if isinstance(s, HostSegment))

@@ -1,4 +1,4 @@
-"""onnxruntime's attention operators as projections, products, masks and a softmax."""
+"""Attention in one operator, onnxruntime's or ONNX's own, as projections, products, masks and a softmax."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 from gossamer.compiler.frontend.dynamic import dynamic_source
 from gossamer.compiler.frontend.nodes import Nodes
 
-__all__ = ["unfold_attention"]
+__all__ = ["unfold_attention", "unfold_standard_attention"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,58 @@ def _packed(nodes: Nodes, *, quantised: bool) -> str | None:
     q, k, v = nodes.outputs()
     bias = "" if quantised else nodes.input(5)
     _attend(nodes, (q, k, v), about, sizes[0] // about.heads, mask=mask, bias=bias)
+    return None
+
+
+def unfold_standard_attention(nodes: Nodes) -> str | None:
+    """ONNX's Attention since opset 23: operands [batch, tokens, heads * width] or [batch, heads, tokens, width]."""
+    attributes = nodes.attributes
+    if any(nodes.op.outputs[1:]) or any(nodes.input(i) for i in (4, 5, 6)):
+        return "a cache of keys and values"
+    if attributes.get("softcap", 0.0):
+        return "a soft cap"
+    shapes = [nodes.graph.info(nodes.input(i)).shape for i in range(3)]
+    if any(s is None or len(s) not in (3, 4) for s in shapes) or len({len(s or ()) for s in shapes}) > 1:
+        return "operands of unknown shape"
+    q, k, v = (s or () for s in shapes)
+    apart = len(q) == 4
+    heads = (q[1], k[1]) if apart else (attributes["q_num_heads"], attributes["kv_num_heads"])
+    width = q[-1] // (1 if apart else heads[0])
+    about = _Heads(batch=q[0], heads=heads[0], rows=q[-2], keys=k[-2])
+
+    def operand(index: int, count: int, perm: tuple[int, ...]) -> str:
+        x, tokens = nodes.input(index), about.rows if index == 0 else about.keys
+        if not apart:
+            shape = nodes.constant("heads", (about.batch, tokens, count, -1), np.int64)
+            x = nodes.add("Transpose", (nodes.add("Reshape", (x, shape)),), attributes={"perm": (0, 2, 1, 3)})
+        if count != about.heads:  # each head of keys and values serves several of queries
+            size = (q, k, v)[index][-1] // (1 if apart else count)
+            x = nodes.add("Unsqueeze", (x, nodes.constant("axis", [2], np.int64)))
+            more = (about.batch, count, about.heads // count, tokens, size)
+            x = nodes.add("Expand", (x, nodes.constant("more", more, np.int64)))
+            merged = (about.batch, about.heads, tokens, size)
+            x = nodes.add("Reshape", (x, nodes.constant("all", merged, np.int64)))
+        return x if perm == (0, 1, 2, 3) else nodes.add("Transpose", (x,), attributes={"perm": perm})
+
+    queries = operand(0, heads[0], (0, 1, 2, 3))
+    keys, values = operand(1, heads[1], (0, 1, 3, 2)), operand(2, heads[1], (0, 1, 2, 3))
+    scores = nodes.add("MatMul", (queries, keys), main=True)
+    scores = nodes.add("Mul", (scores, nodes.constant("factor", attributes.get("scale", width**-0.5))))
+    mask = nodes.input(3)
+    if mask and nodes.graph.info(mask).dtype == "bool":
+        scores = nodes.add("Where", (mask, scores, nodes.constant("never", -np.inf)))
+    elif mask:
+        scores = nodes.add("Add", (scores, mask))
+    if attributes.get("is_causal", 0):
+        later = np.triu(np.full((about.rows, about.keys), -np.inf, np.float32), 1)
+        scores = nodes.add("Add", (scores, nodes.constant("causal", later)))
+    weights = nodes.add("Softmax", (scores,), attributes={"axis": -1})
+    if apart:
+        nodes.add("MatMul", (weights, values), outputs=nodes.op.outputs[:1])
+        return None
+    y = nodes.add("Transpose", (nodes.add("MatMul", (weights, values)),), attributes={"perm": (0, 2, 1, 3)})
+    joined = nodes.constant("merged", (about.batch, about.rows, -1), np.int64)
+    nodes.add("Reshape", (y, joined), outputs=nodes.op.outputs[:1])
     return None
 
 

@@ -1,11 +1,12 @@
-"""onnxruntime's fused operators of real numbers as the standard ones they were made of."""
+"""Fused operators of real numbers, nearly all of them onnxruntime's, as the standard ones they were made of."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from gossamer.compiler.frontend.attention import unfold_attention
+from gossamer.compiler.frontend.attention import unfold_attention, unfold_standard_attention
+from gossamer.compiler.frontend.few_bits import unfold_few_bits
 from gossamer.compiler.frontend.graph import Graph
-from gossamer.compiler.frontend.nodes import Nodes
+from gossamer.compiler.frontend.nodes import Nodes, is_standard
 from gossamer.compiler.frontend.ops import Host
 
 __all__ = ["unfold_fused"]
@@ -15,10 +16,13 @@ def unfold_fused(graph: Graph) -> Graph:
     """Replace what is known; an operator in a form that is not stays, with the reason."""
     graph = graph.copy()
     for op in graph.order():
-        if not isinstance(op, Host) or op.node.domain != "com.microsoft" or op.node.op_type not in _UNFOLD:
+        if not isinstance(op, Host):
+            continue
+        standard = op.node.op_type == "Attention" and is_standard(op)
+        if not standard and (op.node.domain != "com.microsoft" or op.node.op_type not in _UNFOLD):
             continue
         nodes = Nodes(graph, op)
-        reason = _UNFOLD[op.node.op_type](nodes)
+        reason = (unfold_standard_attention if standard else _UNFOLD[op.node.op_type])(nodes)
         if reason:
             graph.replace(op.name, replace(op, reason=f"{op.node.op_type} with {reason}"))
         elif reason is None:
@@ -110,6 +114,7 @@ _UNFOLD: dict[str, Callable[[Nodes], str | None]] = {
     "FusedMatMul": _matmul,
     "BiasGelu": _biased("Gelu"),
     "FastGelu": _biased("FastGelu"),
+    "MatMulNBits": unfold_few_bits,
     **dict.fromkeys(("Attention", "QAttention", "MultiHeadAttention"), unfold_attention),
 }
 """By name; each appends nodes and returns None, or says why it cannot ("" where nothing is to be done)."""

@@ -5,6 +5,7 @@ After import every operation is a Host operation, exactly as ONNX has it; the re
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnx import helper, numpy_helper
 from gossamer.arch.errors import ModelError
 from gossamer.compiler.frontend.graph import Graph
 from gossamer.compiler.frontend.ops import Array, Host, TensorInfo
+from gossamer.compiler.frontend.precision import in_float32
 
 __all__ = ["OPSET", "captured", "dtype_name", "import_model", "load"]
 
@@ -32,7 +34,7 @@ _BATCH_NAMES = {"batch", "batch_size", "batchsize", "n", "bs", "b", "none", "unk
 _MULTIPLIES = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization"}
 """Operators whose constants are weights, not masks."""
 
-_FLOATS_NOT_TAKEN = {"float16", "bfloat16", "float64", "complex64", "complex128"}
+_NOT_TAKEN = {"complex64", "complex128", "string"}
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 
@@ -45,7 +47,7 @@ def import_model(model: Model, dims: Mapping[str, int] | None = None) -> Graph:
 
     Raises ModelError for what is not ONNX, for weights that are not finite, and for dimensions nobody fixed.
     """
-    proto = _inlined(load(model))
+    proto, note = in_float32(_dense(_inlined(load(model))))
     multiplied = {name for node in proto.graph.node if node.op_type in _MULTIPLIES for name in node.input}
     weights = {t.name: _array(t, may_mask=t.name not in multiplied) for t in proto.graph.initializer}
     skeleton = _modern(_skeleton(proto, weights))
@@ -62,10 +64,25 @@ def import_model(model: Model, dims: Mapping[str, int] | None = None) -> Graph:
     for value_info in inputs:
         graph.tensors[value_info.name] = _input_info(value_info, sizes)
     sizes.check_all_used()
+    if note:
+        graph.notes.append(note)
     for op in _operations(skeleton.graph):
         graph.add(op)
+    for name in graph.outputs:
+        if name in graph.constants:
+            _give_out(graph, name)
     graph.verify()
     return graph
+
+
+def _give_out(graph: Graph, name: str) -> None:
+    """An output that is an initialiser is written by an operation, as every other is."""
+    stored = graph.fresh(f"{name}/value")
+    graph.constants[stored] = graph.constants.pop(name)
+    graph.tensors[stored] = replace(graph.info(name), name=stored)
+    graph.redirect(name, stored)
+    node = helper.make_node("Identity", [stored], [name])
+    graph.add(Host(name=graph.fresh(f"{name}/given"), inputs=(stored,), outputs=(name,), source=(name,), node=node))
 
 
 def load(model: Model) -> onnx.ModelProto:
@@ -93,6 +110,22 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     return inliner.inline_local_functions(proto)
 
 
+def _dense(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with sparse initialisers written out: their zeros are found again."""
+    if not proto.graph.sparse_initializer:
+        return proto
+    model = onnx.ModelProto()
+    model.CopyFrom(proto)
+    for sparse in proto.graph.sparse_initializer:
+        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        places = (indices,) if indices.ndim == 1 else (np.ravel_multi_index(tuple(indices.T), dense.shape),)
+        dense.reshape(-1)[places] = values
+        model.graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
+    del model.graph.sparse_initializer[:]
+    return model
+
+
 def dtype_name(elem_type: int) -> str:
     """numpy's name of an ONNX element type, "string" for text."""
     if elem_type == onnx.TensorProto.STRING:
@@ -107,8 +140,8 @@ def _array(tensor: onnx.TensorProto, may_mask: bool = True) -> Array:
     """
     value = numpy_helper.to_array(tensor)
     name = str(value.dtype)
-    if name in _FLOATS_NOT_TAKEN and value.size > 1:
-        raise ModelError(f"weight {tensor.name!r} is {name}; must be float32, or int8 with scales (QDQ)")
+    if name in _NOT_TAKEN and value.size > 1:
+        raise ModelError(f"weight {tensor.name!r} is {name}; must be real, or integer with scales")
     if name == "float32" and not np.isfinite(value.sum(dtype=np.float64)):
         bad = ~np.isfinite(value)
         # An infinite scalar is a bound, not a weight.
@@ -137,8 +170,6 @@ def _skeleton(proto: onnx.ModelProto, weights: Mapping[str, Array]) -> onnx.Mode
             graph.initializer.append(tensor)
         else:
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    for sparse in proto.graph.sparse_initializer:
-        raise ModelError(f"weight {sparse.values.name!r} is a sparse initialiser; must be a dense tensor with zeros")
     return model
 
 
@@ -203,8 +234,8 @@ def _input_info(value_info: onnx.ValueInfoProto, sizes: _Sizes) -> TensorInfo:
     if not kind.HasField("tensor_type"):
         raise ModelError(f"input {value_info.name!r} is not a tensor; sequences, maps and optionals are not taken")
     dtype = dtype_name(kind.tensor_type.elem_type)
-    if dtype in _FLOATS_NOT_TAKEN or dtype == "string":
-        raise ModelError(f"input {value_info.name!r} is {dtype}; must be float32 (or an integer type that hosts read)")
+    if dtype in _NOT_TAKEN:
+        raise ModelError(f"input {value_info.name!r} is {dtype}; must be real (or an integer type that hosts read)")
     if not kind.tensor_type.HasField("shape"):
         raise ModelError(f"input {value_info.name!r} has no shape; the model must state its rank")
     shape = []

@@ -8,6 +8,7 @@ from dataclasses import replace
 from math import prod
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from gossamer.arch.errors import ModelError
@@ -37,6 +38,7 @@ from gossamer.compiler.frontend.ops import (
 )
 from gossamer.compiler.frontend.products import MASK_TILE
 from gossamer.compiler.frontend.segments import build_segment, host_groups, stage_order
+from gossamer.compiler.frontend.shapes import run_session
 from gossamer.compiler.layers import Conv as ConvLayer
 from gossamer.compiler.layers import HostSegment, Layer, MatMul, Network, Tensor
 from gossamer.compiler.layers import MaxPool as MaxLayer
@@ -71,6 +73,7 @@ class _Lowering:
             if isinstance(unit, list):
                 segment = build_segment(graph, f"host{sum(isinstance(s, HostSegment) for s in stages)}", unit)
                 stages.append(segment)
+                _check_runs(segment)
                 for name in (*segment.inputs, *segment.outputs):
                     self._declare(name)
             else:
@@ -261,6 +264,15 @@ class _Lowering:
             pattern=pattern,
             source=op.source,
         )
+
+
+def _check_runs(segment: HostSegment) -> None:
+    """onnxruntime has to take a segment: better it says so now than when the Program runs. Raises ModelError."""
+    try:
+        run_session(onnx.load_from_string(segment.model))
+    except Exception as error:  # onnxruntime's errors are many, and say what is wrong
+        kinds = ", ".join(dict.fromkeys(segment.ops))
+        raise ModelError(f"onnxruntime refuses what is left to the host ({kinds}): {error}") from error
 
 
 def _two(values: tuple[int, ...]) -> tuple[int, int]:

@@ -36,7 +36,7 @@ class Node:
                 raise No(f"computes in {info.dtype}")
             if 0 in info.shape:
                 raise No(f"{tensor!r} is empty")
-            if not info.shape:
+            if not info.shape and tensor not in self.graph.constants:
                 raise No(f"{tensor!r} is a single number")
         if any(self.op.outputs[1:]) and self.kind != "BatchNormalization" and self.kind != "Dropout":
             raise No(f"{self.kind} with a second output")
@@ -120,6 +120,8 @@ def read_weight(node: Node, index: int, channels: int) -> tuple[Array, Array | N
         raise No(f"{node.kind} with a weight that is computed at run time")
     if value.dtype not in (np.float32, np.float64):
         raise No(f"{node.kind} with a weight of type {value.dtype}")
+    if not np.isfinite(value).all():
+        raise ModelError(f"node {node.op.name!r}: weight {node.op.inputs[index]!r} must be finite; it has nan or inf")
     if scale is None:
         return value.astype(np.float32), None
     if (scale <= 0).any() or not np.isfinite(scale).all():
@@ -140,6 +142,8 @@ def read_bias(node: Node, index: int, channels: int, factor: float = 1.0) -> Arr
     if not node.has(index):
         return None
     value = node.need(index, "a bias").astype(np.float64) * factor
+    if not np.isfinite(value).all():
+        raise ModelError(f"node {node.op.name!r}: bias {node.op.inputs[index]!r} must be finite; it has nan or inf")
     if value.size not in (1, channels) or (value.ndim > 1 and value.shape[-1] != value.size):
         raise No(f"{node.kind} with a bias of shape {list(value.shape)}")
     return np.broadcast_to(value.reshape(-1), (channels,)).copy()

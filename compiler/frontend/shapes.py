@@ -15,7 +15,7 @@ from gossamer.arch.errors import ModelError
 from gossamer.compiler.frontend.control import inline_known_branches
 from gossamer.compiler.frontend.graph import Graph
 from gossamer.compiler.frontend.importer import SMALL, dtype_name
-from gossamer.compiler.frontend.ops import Array, Host, Op, TensorInfo
+from gossamer.compiler.frontend.ops import Array, Host, TensorInfo
 
 __all__ = ["evaluate", "fold_constants", "infer_shapes", "node_of", "run_session"]
 
@@ -53,8 +53,8 @@ def _unknown(graph: Graph) -> int:
 def _inferred(graph: Graph) -> Graph:
     """One run of ONNX's own inference, large constants standing in as inputs."""
     model = _light(graph, graph.outputs)
-    asked = [graph.info(t) for op in graph if _foreign(op) for t in op.outputs if t]
-    model.graph.value_info.extend(_value_info(info) for info in asked if info.shape is not None)
+    known = [graph.info(t) for op in graph for t in op.outputs if t and t not in graph.outputs]
+    model.graph.value_info.extend(_value_info(info) for info in known if info.shape is not None)
     try:
         found = onnx.shape_inference.infer_shapes(model, strict_mode=False, data_prop=True).graph
     except onnx.shape_inference.InferenceError as error:
@@ -63,6 +63,8 @@ def _inferred(graph: Graph) -> Graph:
     for value in (*found.value_info, *found.output):
         if value.type.HasField("tensor_type") and value.name not in graph.inputs:
             graph.tensors[value.name] = _info(value)
+        elif value.type.WhichOneof("value"):  # a sequence, a map or an optional
+            graph.tensors[value.name] = TensorInfo(name=value.name, dtype="unknown")
     return graph
 
 
@@ -81,14 +83,9 @@ def _light(graph: Graph, outputs: Iterable[str]) -> onnx.ModelProto:
     return helper.make_model(body, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets, True))
 
 
-def _foreign(op: Op) -> bool:
-    """Whether ONNX knows nothing of an operation, as of those that onnxruntime brings along."""
-    return isinstance(op, Host) and not onnx.defs.has(op.node.op_type, op.node.domain.removeprefix("ai.onnx"))
-
-
 def _asked(graph: Graph) -> Graph:
-    """Shapes of what ONNX does not know, as onnxruntime infers them; it knows its own operations."""
-    unknown = [t for op in graph if _foreign(op) for t in op.outputs if t and graph.info(t).shape is None]
+    """Shapes that ONNX cannot infer, as onnxruntime does: it knows operations of its own, and the insides of others."""
+    unknown = [t for op in graph if isinstance(op, Host) for t in op.outputs if t and _askable(graph, op, t)]
     if not unknown:
         return graph
     try:
@@ -97,10 +94,17 @@ def _asked(graph: Graph) -> Graph:
         return graph
     graph = graph.copy()
     for value in found:
-        if value.type.startswith("tensor(") and all(isinstance(n, int) for n in value.shape):
+        # A shape of no axes may be a number's, or not known at all.
+        if value.type.startswith("tensor(") and value.shape and all(isinstance(n, int) for n in value.shape):
             dtype = _ORT_TYPES.get(value.type[len("tensor(") : -1], value.type[len("tensor(") : -1])
             graph.tensors[value.name] = TensorInfo(name=value.name, shape=tuple(value.shape), dtype=dtype)
     return graph
+
+
+def _askable(graph: Graph, op: Host, tensor: str) -> bool:
+    """Whether a tensor's shape is not known though those of all that the operation reads are."""
+    info = graph.info(tensor)
+    return info.shape is None and info.dtype != "unknown" and all(graph.info(t).shape is not None for t in op.reads)
 
 
 _ORT_TYPES = {"float": "float32", "double": "float64"}

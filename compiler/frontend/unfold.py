@@ -1,11 +1,12 @@
-"""Operators that say in one word what standard operators say in several: of codes, fused, of dynamic quantisation.
+"""What the passes behind know already, said in other words: operators of codes, of dynamic quantisation, fused ones.
 
-onnxruntime's quantiser and optimiser write them. Unfolded they are what the passes behind know already.
+onnxruntime's quantiser and optimiser write most of them, exporters the rest.
 """
 
 from gossamer.compiler.frontend.dynamic import unfold_dynamic
 from gossamer.compiler.frontend.fused import unfold_fused
 from gossamer.compiler.frontend.graph import Graph
+from gossamer.compiler.frontend.matrix import unfold_matrices
 from gossamer.compiler.frontend.qoperators import unfold_qoperators
 from gossamer.compiler.frontend.shapes import infer_shapes
 
@@ -14,6 +15,6 @@ __all__ = ["unfold"]
 
 def unfold(graph: Graph) -> Graph:
     """Replace such operators where that changes nothing; shapes are inferred anew."""
-    for unfolded in (unfold_qoperators, unfold_dynamic, unfold_fused):
+    for unfolded in (unfold_qoperators, unfold_dynamic, unfold_fused, unfold_matrices):
         graph = unfolded(graph)
     return infer_shapes(graph)
