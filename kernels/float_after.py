@@ -49,11 +49,12 @@ def finish_tile(
 ) -> tuple[Any, Any]:
     """Row r of the tile, outputs from `channel` on, and what follows, to out[offset + r * stride :][:columns].
 
-    rows : how many there are, the others not being written.  residual : at the same elements as out.
+    rows, columns : how many there are, the others not being written; or None: all, which is faster.
+    residual : at the same elements as out.
     """
 
     def body(site: FloatSite) -> None:
-        places = _Places(site, 1, 2, 3, 5, 4)
+        places = _Places(site, 1, 2, 3, *((5, 4) if isinstance(columns, types.Integer) else (None, None)))
         follows = _After(site, site.expand(8), places, residual=7, channel=site.arguments[6])
         for r, vector in enumerate(site.vectors()):
             follows.write(vector, r, 0)
@@ -78,7 +79,9 @@ def write_floats(site: Site) -> Any:
 class _Places:
     """Where the elements of a tile lie, by numbers of arguments; vectors of a row follow each other."""
 
-    def __init__(self, site: FloatSite, out: int, offset: int, stride: int, columns: int, rows: int | None) -> None:
+    def __init__(
+        self, site: FloatSite, out: int, offset: int, stride: int, columns: int | None, rows: int | None
+    ) -> None:
         self.site, self.out, self.offset, self.stride, self.columns, self.rows = (
             site, out, offset, stride, columns, rows,
         )  # fmt: skip
@@ -90,7 +93,9 @@ class _Places:
         )
 
     def mask(self, r: int, c: int) -> Any:
-        """The lanes there that exist."""
+        """The lanes there that exist; None: all."""
+        if self.columns is None:
+            return None
         b, left = self.site.builder, self.site.arguments[self.columns]
         return self.site.mask(self.rows, b.sub(left, _I64(c * self.site.lanes)), r)
 
@@ -113,7 +118,7 @@ class _After:
         site, b, place, mask = self.site, self.site.builder, self.places.place(r, c), self.places.mask(r, c)
         v = b.fadd(v, self._of_outputs(self.bias, c))
         if not isinstance(self.added, types.NoneType):
-            v = b.fadd(v, site.masked_load(site.address(self.residual, place, site.vector), mask))
+            v = b.fadd(v, site.load_some(site.address(self.residual, place, site.vector), mask))
         low, high = self.bounds
         v = b.select(b.fcmp_ordered("<", v, low), low, v)
         v = b.select(b.fcmp_ordered(">", v, high), high, v)
@@ -121,7 +126,7 @@ class _After:
             v = _gate(site, v, len(self.curve) > 0)
         if not isinstance(self.codes, types.NoneType):
             v = self._code(v, c)
-        site.masked_store(v, site.address(self.places.out, place, v.type), mask)
+        site.store_some(v, site.address(self.places.out, place, v.type), mask)
 
     def _of_outputs(self, array: tuple[Any, Any], c: int) -> Any:
         """What an array, its type and its value, has for the outputs of vector c."""

@@ -228,4 +228,7 @@ def _finish(
         for first in range(0, n, side):
             place = (row + t * side) * n + first
             tile = turn(lanes, sums, None, first, long, t * side, None, None)
-            finish_tile(tile, out, place, n, left, n - first, first, residual, after)
+            if left >= side and first + side <= n:
+                finish_tile(tile, out, place, n, None, None, first, residual, after)
+            else:
+                finish_tile(tile, out, place, n, left, n - first, first, residual, after)

@@ -157,13 +157,20 @@ class FloatSite:
             columns = b.select(b.icmp_signed("<", _const(row), self.arguments[rows]), columns, _const(0))
         return b.icmp_signed("<", lanes, self.splat(columns))
 
-    def masked_load(self, pointer: Any, mask: Any) -> Any:
+    def load_some(self, pointer: Any, mask: Any) -> Any:
+        """The lanes of a vector that the mask has, and zeros; None: all."""
+        if mask is None:
+            return self.builder.load(pointer, align=4)
         kind = ir.FunctionType(self.vector, [pointer.type, _I32, mask.type, self.vector])
         function = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.masked.load.v{self.lanes}f32.p0")
         return self.builder.call(function, [pointer, ir.Constant(_I32, 4), mask, self.constant(0.0)])
 
-    def masked_store(self, value: Any, pointer: Any, mask: Any) -> None:
+    def store_some(self, value: Any, pointer: Any, mask: Any) -> None:
+        """The lanes of a vector of float32 or bytes that the mask has; None: all."""
         name, size = ("f32", 4) if value.type == self.vector else ("i8", 1)
+        if mask is None:
+            self.builder.store(value, pointer, align=size)
+            return
         kind = ir.FunctionType(ir.VoidType(), [value.type, pointer.type, _I32, mask.type])
         function = cgutils.get_or_insert_function(
             self.builder.module, kind, f"llvm.masked.store.v{self.lanes}{name}.p0"
@@ -332,7 +339,7 @@ def turn(
                 vectors.append(site.load(1, begin(site, r), align=4))
             else:
                 where = site.address(1, begin(site, r), site.vector)
-                vectors.append(site.masked_load(where, site.mask(6, site.arguments[7], r)))
+                vectors.append(site.load_some(where, site.mask(6, site.arguments[7], r)))
         return site.tile(_transposed(site, vectors))
 
     given = (lanes, source, begins, row, stride, offset, rows, columns)

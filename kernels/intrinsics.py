@@ -188,11 +188,16 @@ def _write_sums(site: Site) -> Any:
     """The first six arguments are those of `store`."""
     vectors, (offset, stride, columns) = site.vectors(0), site.arguments[3:6]
     wide = len(vectors) // len(site.types[1])
-    masks = [site.mask(site.offset(columns, -LANES, c), LANES) for c in range(wide)]
-    for i, vector in enumerate(vectors):
-        r, c = divmod(i, wide)
-        place = site.offset(site.offset(offset, stride, r), LANES, c)
-        site.masked_store(vector, site.address(2, site.builder.mul(place, I64(4)), VECTOR), masks[c])
+    places = [site.offset(site.offset(offset, stride, i // wide), LANES, i % wide) for i in range(len(vectors))]
+    pointers = [site.address(2, site.builder.mul(place, I64(4)), VECTOR) for place in places]
+    with site.whether_all(columns, LANES * wide) as (all_, some):
+        with all_:
+            for vector, pointer in zip(vectors, pointers, strict=True):
+                site.builder.store(vector, pointer, align=4)
+        with some:
+            masks = [site.mask(site.offset(columns, -LANES, c), LANES) for c in range(wide)]
+            for i, (vector, pointer) in enumerate(zip(vectors, pointers, strict=True)):
+                site.masked_store(vector, pointer, masks[i % wide])
     return site.nothing()
 
 

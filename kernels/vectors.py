@@ -192,6 +192,10 @@ class Site:
         iota = ir.Constant(vector, [ir.Constant(I8, i) for i in range(lanes)])
         return b.icmp_unsigned("<", iota, self.broadcast(count, vector))
 
+    def whether_all(self, columns: Any, lanes: int) -> Any:
+        """Two branches, for tiles that are within the last column and for others: masked stores take longer."""
+        return self.builder.if_else(self.builder.icmp_signed(">=", columns, I64(lanes)), likely=True)
+
     def masked_store(self, value: Any, pointer: Any, mask: Any) -> None:
         """The lanes of value that the mask has."""
         kind = ir.FunctionType(ir.VoidType(), [value.type, pointer.type, I32, mask.type])
