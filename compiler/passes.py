@@ -18,7 +18,7 @@ from gossamer.compiler.frontend.importer import Model, import_model
 from gossamer.compiler.frontend.legalise import legalise
 from gossamer.compiler.frontend.lower import lower
 from gossamer.compiler.frontend.partition import partition
-from gossamer.compiler.frontend.products import recognise_products
+from gossamer.compiler.frontend.products import recognise_products, refuse_products
 from gossamer.compiler.frontend.quantise import quantise
 from gossamer.compiler.frontend.recognise import recognise
 from gossamer.compiler.frontend.shapes import fold_constants, infer_shapes
@@ -68,7 +68,7 @@ PASSES: dict[str, Pass] = {
     "fold_constants": lambda graph, _: fold_constants(graph),
     "recognise": lambda graph, _: recognise(graph),
     "cleanup": lambda graph, _: cleanup(graph),
-    "products": lambda graph, options: recognise_products(graph) if options.products else graph,
+    "products": lambda graph, options: recognise_products(graph) if options.products else refuse_products(graph),
     "legalise": lambda graph, _: legalise(graph),
     "partition": lambda graph, _: partition(graph),
     "sparsify": lambda graph, options: sparsify(

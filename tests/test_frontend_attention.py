@@ -289,3 +289,10 @@ def test_the_same_mask_of_keys_for_every_row_is_no_layer():
     lsb, network = worst_lsb(model, x, products=True)
     assert lsb <= 2
     assert len(network.layers) == 6
+
+
+def test_without_products_the_host_is_told_why():
+    model = attention(SPELLINGS[0], 1)
+    network, _, _ = compile_both(model, [feeds(1)])
+    reasons = [s.reason for s in network.stages if isinstance(s, HostSegment)]
+    assert any("a product of two activations, and the spec has array.dynamic_operands = false" in r for r in reasons)

@@ -19,7 +19,7 @@ from gossamer.compiler.frontend.ops import Affine, Array, Host, Linear, Op, Prod
 from gossamer.compiler.frontend.recognise import NEVER
 from gossamer.compiler.frontend.shapes import evaluate
 
-__all__ = ["MASK_TILE", "recognise_products"]
+__all__ = ["MASK_TILE", "recognise_products", "refuse_products"]
 
 _MOVES = {"Slice", "Split", "Gather"}
 """Host operations that only move elements when all inputs but the first are constants."""
@@ -48,6 +48,18 @@ def recognise_products(graph: Graph) -> Graph:
             _replace(graph, op)
     graph.prune()
     _mark_masked(graph)
+    return graph
+
+
+def refuse_products(graph: Graph) -> Graph:
+    """Say of products of two computed tensors that they stay on the host because the accelerator has none."""
+    graph = graph.copy()
+    for op in graph.order():
+        if isinstance(op, Host) and op.node.op_type == "MatMul" and _is_product(graph, op):
+            graph.replace(
+                op.name,
+                replace(op, reason="a product of two activations, and the spec has array.dynamic_operands = false"),
+            )
     return graph
 
 
