@@ -32,6 +32,7 @@ def compile(
     method: str = "minmax",
     signed: bool = False,
     refine: bool = False,
+    chains: bool = True,
     progress: Progress | None = None,
     notes: Callable[[str], object] | None = None,
 ) -> Program:
@@ -51,6 +52,7 @@ def compile(
     dims : sizes for named dimensions that the model leaves open (batch is 1 unless given).
     method : minmax, percentile or entropy.  signed : int8 activations instead of uint8.
     refine : choose every layer's mapping by simulating the best few of the search; takes seconds a layer.
+    chains : keep tensors between layers on chip where that saves time; they are not in the Program's symbol table.
     progress : called as (what, done, total).
     notes : called with each thing the front end has to tell, such as the error that pruning leaves in a layer.
 
@@ -85,7 +87,7 @@ def compile(
             warnings.warn(note, stacklevel=2)
         elif notes is not None:
             notes(note)
-    return build_program(fitted(network, arch), arch, progress, measure=_cycles if refine else None)
+    return build_program(fitted(network, arch), arch, progress, chains=chains, measure=_cycles if refine else None)
 
 
 def _cycles(program: Program) -> int:

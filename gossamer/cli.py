@@ -194,6 +194,10 @@ def compile(
     refine: Annotated[
         bool, typer.Option("--refine", help="Choose mappings by simulating the best few of each layer.")
     ] = False,
+    chains: Annotated[
+        bool,
+        typer.Option("--chains/--no-chains", help="Keep tensors between layers on chip, or all of them in DRAM."),
+    ] = True,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -212,6 +216,7 @@ def compile(
             calibration=arrays,
             dims=dims or None,
             refine=refine,
+            chains=chains,
             progress=progress,
             notes=lambda note: typer.echo(f"note: {note}", err=True),
         )

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.backend import build as backend
+from gossamer.compiler.backend import mapped
+from gossamer.compiler.backend.build import build_program
 from gossamer.compiler.backend.cache import Cache
 from tests.support.networks import random_network
 
@@ -16,7 +17,7 @@ SPEC = ArchSpec.load("tiny")
 @pytest.fixture
 def cache(monkeypatch):
     fresh = Cache()
-    monkeypatch.setattr(backend, "_KNOWN", fresh)
+    monkeypatch.setattr(mapped, "_KNOWN", fresh)
     return fresh
 
 
@@ -25,15 +26,15 @@ def network(seed=5):
 
 
 def test_second_compilation_packs_nothing(cache, monkeypatch):
-    first = backend.build_program(network(), SPEC).to_bytes()
-    monkeypatch.setattr(backend, "pack_unit", None)
-    assert backend.build_program(network(), SPEC).to_bytes() == first
+    first = build_program(network(), SPEC).to_bytes()
+    monkeypatch.setattr(mapped, "pack_unit", None)
+    assert build_program(network(), SPEC).to_bytes() == first
     assert cache.hits >= len(network().layers)
 
 
 def test_only_a_changed_layer_is_packed_again(cache, monkeypatch):
     old = network()
-    backend.build_program(old, SPEC)
+    build_program(old, SPEC)
     index, conv = next((i, s) for i, s in enumerate(old.stages) if hasattr(s, "weight"))
     weight = conv.weight.copy()
     weight.flat[0] += 1
@@ -41,28 +42,28 @@ def test_only_a_changed_layer_is_packed_again(cache, monkeypatch):
     stages[index] = replace(conv, weight=weight)
     new = replace(old, stages=tuple(stages))
     packed = []
-    pack = backend.pack_unit
-    monkeypatch.setattr(backend, "pack_unit", lambda p, u: packed.append(p.layer.name) or pack(p, u))
-    warm = backend.build_program(new, SPEC).to_bytes()
+    pack = mapped.pack_unit
+    monkeypatch.setattr(mapped, "pack_unit", lambda p, u: packed.append(p.layer.name) or pack(p, u))
+    warm = build_program(new, SPEC).to_bytes()
     assert set(packed) == {conv.name}
-    monkeypatch.setattr(backend, "_KNOWN", Cache())
-    assert backend.build_program(new, SPEC).to_bytes() == warm
+    monkeypatch.setattr(mapped, "_KNOWN", Cache())
+    assert build_program(new, SPEC).to_bytes() == warm
 
 
 def test_another_spec_is_another_compilation(cache):
-    one = backend.build_program(network(), SPEC)
+    one = build_program(network(), SPEC)
     hits = cache.hits
-    two = backend.build_program(network(), replace(SPEC, depth=SPEC.depth * 2))
+    two = build_program(network(), replace(SPEC, depth=SPEC.depth * 2))
     assert one.to_bytes() != two.to_bytes()
     assert cache.hits == hits
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_cached_and_fresh_programs_are_the_same(cache, monkeypatch, seed):
-    backend.build_program(network(seed), SPEC)
-    warm = backend.build_program(network(seed), SPEC).to_bytes()
-    monkeypatch.setattr(backend, "_KNOWN", Cache())
-    assert backend.build_program(network(seed), SPEC).to_bytes() == warm
+    build_program(network(seed), SPEC)
+    warm = build_program(network(seed), SPEC).to_bytes()
+    monkeypatch.setattr(mapped, "_KNOWN", Cache())
+    assert build_program(network(seed), SPEC).to_bytes() == warm
 
 
 def test_what_was_used_longest_ago_goes_first():

@@ -6,17 +6,20 @@ column tile's weights before the next one comes, and nothing but the rows betwee
 macro tiles like others.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
+from gossamer.arch.timing import drain_latency
+from gossamer.compiler.backend.cost import Work, alone
 from gossamer.compiler.backend.problem import Problem
 from gossamer.compiler.backend.streams import UnitStreams, unit_records
-from gossamer.compiler.backend.tiling import Band, Mapping, burst_cost, compute_cycles, overlapped, sub_tile
+from gossamer.compiler.backend.tiling import Band, Cost, Mapping, burst_cost, compute_cycles, sub_tile
 
-__all__ = ["split"]
+__all__ = ["banded_work", "bands_fit", "split"]
 
 
 def split(problem: Problem, streams: tuple[UnitStreams, ...], whole: Mapping) -> Mapping | None:
@@ -36,33 +39,53 @@ def split(problem: Problem, streams: tuple[UnitStreams, ...], whole: Mapping) ->
         positions = sum(b.tile[0] * b.tile[1] for b in bands)
         if positions >= fewest:
             continue
-        if single and _fits(problem, streams, bands):
+        if single and bands_fit(problem, streams, bands):
             found: Mapping | None = replace(whole, bands=bands, order="tiles", resident=False)
         else:
             found = _in_macros(problem, streams, whole, bands)
         if found is None:
             continue
-        cycles = _cycles(problem, streams, found, whole)
-        if bands[1].x:  # a band of whole rows can be loaded when its rows are there, one beside it only with the last
-            cycles *= 1.01
-        if cycles < (best or whole).cost.cycles:
-            best = replace(found, cost=replace(whole.cost, cycles=cycles))
+        macros = np.array([sum(b.macros for b in found.bands)])
+        work = banded_work(problem, streams, found.bands)
+        cycles = alone(work, macros, spec, order=found.order, resident=found.resident)
+        cost = Cost(**{k: float(v[0]) for k, v in cycles.items()})
+        # A band of whole rows can be loaded when its rows are there, one beside it only with the last.
+        flowing = cost.flowing * (1.01 if bands[1].x else 1.0)
+        if flowing < (best or whole).cost.flowing:
+            best = replace(found, cost=replace(cost, cycles=flowing + cost.start + cost.finish))
     return best
 
 
-def _cycles(problem: Problem, streams: tuple[UnitStreams, ...], found: Mapping, whole: Mapping) -> float:
-    """Cost of bands by the measures that mapping.py has for one."""
-    spec = problem.spec
-    weights = sum(t.beats(spec) for s in streams for t in s.tiles)
-    inputs = sum(_input_beats(problem, streams, b) for b in found.bands)
-    times = 1 if found.order == "tiles" or found.resident else sum(b.macros for b in found.bands)
-    positions = np.array([float(sum(_lane_positions(b) for b in found.bands))])
-    items = np.array([sum(b.macros * _sub_tiles(b, spec.depth) for b in found.bands)])
+def banded_work(problem: Problem, streams: tuple[UnitStreams, ...], bands: tuple[Band, ...]) -> Work:
+    """The work of a layer cut into bands, as mapping.py has it for one."""
+    spec, interval = problem.spec, float(problem.spec.beat_interval)
     steps = np.concatenate([s.steps for s in streams])
-    compute = compute_cycles(spec, steps, positions, items)
-    read = np.array([(weights * times + inputs) * float(spec.beat_interval)])
-    streamed = overlapped(compute, read, np.array([whole.cost.write]))
-    return float(streamed[0]) + whole.cost.start + whole.cost.finish + 2.0 * float(items[0]) * steps.size
+    beats = [t.beats(spec) for s in streams for t in s.tiles]
+    positions = np.array([float(sum(_lane_positions(b) for b in bands))])
+    subs = np.array([sum(b.macros * _sub_tiles(b, spec.depth) for b in bands)])
+    inputs = sum(_input_beats(problem, streams, b) for b in bands)
+    outputs = float(math.prod(problem.out) * problem.images * problem.output.blocks * spec.block_beats)
+    row = [b.lane_columns * b.tile[1] * spec.block_beats for b in bands]
+    last = bands[-1].tile[0] * bands[-1].tile[1]
+    sent = last * spec.block_beats * bands[-1].lane_rows * bands[-1].lane_columns * interval
+    finish = min(last, spec.depth) * spec.column_groups + drain_latency(spec) + sent + spec.write_latency
+    none = np.zeros(1)
+    return Work(
+        array=steps.sum() * positions,
+        ppu=steps.size * spec.column_groups * positions,
+        compute=compute_cycles(spec, steps, positions, subs),
+        weights=np.array([sum(beats) * interval]),
+        inputs=np.array([inputs * interval]),
+        residual=outputs * burst_cost(spec, min(row), write=False) * interval if problem.residual else none,
+        parameters=problem.output.blocks * spec.block * 8 / spec.axi_bytes * interval,
+        write=np.array([outputs * float(burst_cost(spec, min(row), write=True)) * interval]),
+        waits_for_inputs=none,
+        waits_for_outputs=none,
+        first_load=np.array([inputs * interval / sum(b.macros for b in bands)]),
+        largest=max(beats) * interval,
+        finish=np.array([float(finish)]),
+        items=subs.astype(np.float64) * steps.size,
+    )
 
 
 def _input_beats(problem: Problem, streams: tuple[UnitStreams, ...], band: Band) -> float:
@@ -143,15 +166,17 @@ def _band(y: int, x: int, rows: int, pixels: int, lanes: int) -> Band:
     return Band(y=y, x=x, rows=rows, pixels=pixels, grid=grid, lane_rows=lane_rows, tile=tile)
 
 
-def _fits(problem: Problem, streams: tuple[UnitStreams, ...], bands: tuple[Band, ...]) -> bool:
-    """All bands' inputs on chip at once, and two sets of outputs."""
+def bands_fit(
+    problem: Problem, streams: tuple[UnitStreams, ...], bands: tuple[Band, ...], room: int | None = None
+) -> bool:
+    """All bands' inputs on chip at once, in `room` bytes of a bank (None: all of it), and two sets of outputs."""
     spec = problem.spec
     part = spec.output_bytes // spec.output_partitions if problem.residual else spec.axi_bytes
     held = sum(-(-b.tile[0] * b.tile[1] * spec.block // part) * part for b in bands)
     bank = sum(_bank_bytes(problem, streams, b) for b in bands)
     whole = all(sub_tile(b.tile, spec.depth) == b.tile and _legal(problem, b) for b in bands)
     twice = 2 if len(streams) > 1 else 1  # the next unit's inputs come while this one computes
-    return whole and twice * bank <= spec.activation_bytes and 2 * held <= spec.output_bytes
+    return whole and twice * bank <= (spec.activation_bytes if room is None else room) and 2 * held <= spec.output_bytes
 
 
 def _bank_bytes(problem: Problem, streams: tuple[UnitStreams, ...], band: Band) -> int:

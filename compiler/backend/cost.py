@@ -73,9 +73,10 @@ class Work:
     """What a layer asks of every unit, in cycles, float64 [candidates] or alike for all.
 
     weights : all weights once;  inputs : activations, as often as the loop order reads them;
-    residual, parameters, write : once;  single : waiting for a buffer that holds one tile only.
+    residual, parameters, write : once.
+    waits_for_inputs, waits_for_outputs : where a buffer holds one tile only, and stands idle while another one moves.
     first_load : inputs of the first macro tile;  largest : beats of the largest column tile.
-    finish : from the last MATMUL to the last response.
+    finish : from the last MATMUL to the last response.  items : MATMULs, as a number.
     """
 
     array: Cycles
@@ -86,11 +87,12 @@ class Work:
     residual: Cycles
     parameters: float
     write: Cycles
-    single: Cycles
+    waits_for_inputs: Cycles
+    waits_for_outputs: Cycles
     first_load: Cycles
     largest: float
     finish: Cycles
-    tiles: int
+    items: Cycles
 
     def start(self, spec: ArchSpec) -> Cycles:
         """From nothing to the first MATMUL."""
@@ -140,11 +142,8 @@ def layer_work(
     writing = burst_cost(spec, cut.width * tx * spec.block_beats, write=True)
     write = out_beats * writing * interval
 
-    # A buffer that holds only one tile stands idle while the next one is loaded.
     per_unit = cut.macros * len(problem.units)
     first_load = inputs / np.maximum(per_unit, 1) * interval
-    single = np.where((bank * 2 > spec.activation_bytes) & (per_unit > 1), first_load * (per_unit - 1), 0.0)
-    single = single + np.where(ty * tx * spec.block * 2 > spec.output_bytes, write, 0.0)
     last = ty * tx * spec.block_beats * cut.lane_rows * cut.width * interval
     finish = np.minimum(ty * tx, spec.depth) * spec.column_groups + drain_latency(spec) + last + spec.write_latency
     return Work(
@@ -156,29 +155,35 @@ def layer_work(
         residual=out_beats * reading * interval if problem.residual else np.zeros_like(write),
         parameters=output_blocks * spec.block * 8 / spec.axi_bytes * interval,
         write=write,
-        single=single,
+        waits_for_inputs=np.where(
+            (bank * 2 > spec.activation_bytes) & (per_unit > 1), first_load * (per_unit - 1), 0.0
+        ),
+        waits_for_outputs=np.where(ty * tx * spec.block * 2 > spec.output_bytes, write, 0.0),
         first_load=first_load,
         largest=largest,
         finish=finish.astype(np.float64),
-        tiles=steps.size,
+        items=cut.per_lane / np.maximum(1, ty * tx) * cut.subs * steps.size,
     )
 
 
-def alone(work: Work, cut: Cut, spec: ArchSpec, *, order: str, resident: bool) -> dict[str, Cycles]:
-    """Cycles of a layer by itself, from a cold start to the last response, and what they are made of."""
-    once = resident or order == "columns"
-    weights = work.weights * (1 if once else cut.macros)
+def alone(work: Work, macros: NDArray[np.int64], spec: ArchSpec, *, order: str, resident: bool) -> dict[str, Cycles]:
+    """Cycles of a layer by itself, from a cold start to the last response, and what they are made of.
+
+    macros : macro tiles of all images.  order, resident : see mapping.py.
+    """
+    once = resident or order != "map"
+    weights = work.weights * (1 if once else macros)
     read = weights + work.inputs + work.residual + work.parameters
-    small = instructions(work, cut)
+    small = 2.0 * work.items  # of equal mappings the one with fewer instructions
     # Weights that stay are loaded while the first macro tile is computed, and only then.
-    share = 1 / cut.macros if resident else np.zeros_like(read)
+    share = 1 / macros if resident else np.zeros_like(read)
     held_back = weights if resident else np.zeros_like(read)
     first = np.maximum(work.compute * share, held_back + (read - held_back) * share) * (share > 0)
     rest = overlapped(work.compute, read - held_back, work.write) * (1 - share)
     streamed = overlapped(work.compute, read, work.write)
-    start = work.start(spec)
+    start, waits = work.start(spec), work.waits_for_inputs + work.waits_for_outputs
     return {
-        "cycles": np.maximum(streamed, first + rest) + work.single + start + work.finish + small,
+        "cycles": np.maximum(streamed, first + rest) + waits + start + work.finish + small,
         "array": work.array,
         "ppu": work.ppu,
         "read": read,
@@ -186,12 +191,6 @@ def alone(work: Work, cut: Cut, spec: ArchSpec, *, order: str, resident: bool) -
         "start": start,
         "finish": work.finish,
     }
-
-
-def instructions(work: Work, cut: Cut) -> Cycles:
-    """A little for every instruction, so that of equal mappings the one with fewer is taken."""
-    taken: Cycles = cut.per_lane / np.maximum(1, cut.ty * cut.tx) * cut.subs * work.tiles * 2.0
-    return taken
 
 
 def pieces(size: int, step: int = 1) -> list[int]:

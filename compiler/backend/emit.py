@@ -84,7 +84,7 @@ class Emitter:
         self.first_row: dict[int, int] = {}
         """Row of the first MATMUL of every layer."""
         self._rings = {
-            "activation": Ring(spec.activation_bytes),
+            "activation": Ring(spec.activation_bytes, spec.activation_bytes // spec.activation_partitions),
             "output": Ring(spec.output_bytes),
             "weight": Ring(spec.weight_steps),
             "offset": Ring(spec.offset_steps),
@@ -143,7 +143,7 @@ class Emitter:
         layer = items[m].layer
         while m < len(items) and items[m].layer == layer and sum(self._ahead.values()) < limit:
             for chunk in items[m].chunks():
-                if not chunk.constant or chunk.complete:
+                if not chunk.constant or chunk.complete or chunk.high:
                     continue
                 if self._clock.bus + self._clock.beats(chunk) > end or not self._load(chunk, m, 0, limit):
                     return

@@ -16,7 +16,8 @@ from onnx import helper, numpy_helper
 from gossamer.arch.errors import CapacityError
 from gossamer.arch.numerics import code_range
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.backend.build import map_layer, place_tensors
+from gossamer.compiler.backend.mapped import map_layer
+from gossamer.compiler.backend.placing import place_tensors
 from gossamer.compiler.layers import Conv, HostSegment, Layer, MatMul, MaxPool, Network, Tensor
 
 __all__ = ["fitted", "layer_on_host"]

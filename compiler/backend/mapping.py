@@ -11,6 +11,8 @@ at most `depth` positions (one MATMUL each). Which operand stays on chip is the 
 A map that leaves lanes idle under every grid may be cut into two bands with a grid each (compiler/backend/bands.py).
 """
 
+from math import prod
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,8 +26,13 @@ from gossamer.compiler.backend.tiling import Band, Cost, Mapping
 __all__ = ["bank_bytes", "bound", "candidates", "grids", "loadable", "search", "tile_sizes", "whole_map"]
 
 
-def bound(problem: Problem, streams: tuple[UnitStreams, ...]) -> tuple[float, int, int]:
-    """Lower bound of a layer: (array cycles with the steps achieved, beats read, beats written, each once)."""
+def bound(
+    problem: Problem, streams: tuple[UnitStreams, ...], *, kept_input: bool = False, kept_output: bool = False
+) -> tuple[float, int, int]:
+    """Lower bound of a layer: (array cycles with the steps achieved, beats read, beats written, each once).
+
+    kept_input, kept_output : that tensor stays on chip.
+    """
     spec = problem.spec
     rows, pixels = problem.out
     steps = sum(int(s.steps.sum()) for s in streams)
@@ -34,11 +41,11 @@ def bound(problem: Problem, streams: tuple[UnitStreams, ...]) -> tuple[float, in
     distinct = {(t.stream.values.tobytes(), t.stream.selects.tobytes()): t for s in streams for t in s.tiles}
     weights = sum(t.beats(spec) for t in distinct.values())
     n, k = problem.output.shape[:2]
-    inputs = sum(p.shape[0] * p.shape[1] * p.shape[2] * p.shape[3] for p in problem.inputs)
+    inputs = 0 if kept_input else sum(prod(p.shape) for p in problem.inputs)
     outputs = n * k * rows * pixels
     residual = outputs if problem.residual else 0
     read = weights + -(-(inputs + residual + 8 * k) // spec.axi_bytes)
-    return array, read, -(-outputs // spec.axi_bytes)
+    return array, read, 0 if kept_output else -(-outputs // spec.axi_bytes)
 
 
 def search(problem: Problem, streams: tuple[UnitStreams, ...]) -> Mapping:
@@ -113,7 +120,7 @@ def _best_tiles(
             continue
         resident = order == "map" and not dataflow and unit_steps <= spec.weight_steps and chunks == 1
         work = layer_work(problem, streams, cut, bank, chunks=chunks, order=order, resident=resident)
-        cost = alone(work, cut, spec, order=order, resident=resident)
+        cost = alone(work, cut.macros, spec, order=order, resident=resident)
         i = int(np.argmin(cost["cycles"]))
         best.append(
             Mapping(

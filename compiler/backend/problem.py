@@ -17,7 +17,7 @@ from gossamer.arch.layout import Placement
 from gossamer.arch.spec import ArchSpec
 from gossamer.compiler.layers import Conv, MaxPool
 
-__all__ = ["Problem", "Unit", "make_problem"]
+__all__ = ["Problem", "Unit", "is_flat", "make_problem"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,19 +100,26 @@ class Problem:
         return np.concatenate(slots)
 
 
-def make_problem(layer: Conv | MaxPool, placements: Mapping[str, Placement], spec: ArchSpec) -> Problem:
-    """Put a layer and the places of its tensors together."""
+def is_flat(layer: Conv | MaxPool, placements: Mapping[str, Placement]) -> bool:
+    """Whether a layer may see its map as a row of pixels: each is computed by itself, and no border lies between."""
+    kernel = layer.kernel if isinstance(layer, MaxPool) else layer.weight.shape[2:]
+    names = (*layer.inputs, layer.output, getattr(layer, "residual", None))
+    plain = all(placements[name].border == (0, 0, 0, 0) for name in names if name)
+    return tuple(kernel) == (1, 1) and layer.stride == (1, 1) and layer.pads == (0, 0, 0, 0) and plain
+
+
+def make_problem(
+    layer: Conv | MaxPool, placements: Mapping[str, Placement], spec: ArchSpec, *, flat: bool | None = None
+) -> Problem:
+    """Put a layer and the places of its tensors together.
+
+    flat : see the map as a row of pixels, or not; None: if that is possible.
+    """
     inputs = tuple(placements[name] for name in layer.inputs)
     output = placements[layer.output]
     residual = placements[layer.residual] if isinstance(layer, Conv) and layer.residual else None
     kernel = layer.kernel if isinstance(layer, MaxPool) else (layer.weight.shape[2], layer.weight.shape[3])
-    flat = (
-        kernel == (1, 1)
-        and layer.stride == (1, 1)
-        and layer.pads == (0, 0, 0, 0)
-        and all(p is None or p.border == (0, 0, 0, 0) for p in (*inputs, output, residual))
-    )
-    if flat:
+    if is_flat(layer, placements) if flat is None else flat:
         inputs = tuple(_flat(p, spec) for p in inputs)
         output = _flat(output, spec)
         residual = _flat(residual, spec) if residual else None

@@ -31,7 +31,8 @@ class Chunk:
     loads : the LOADs that fill it.  issued : how many of them have been emitted, in order.
     per_unit : ring units of one unit of a LOAD's destination.
     whole : a reservation this chunk is a part of, at `within`; the reservation is placed with its first part.
-    high : it stands as far up as there is room, apart from what comes and goes below.
+    high : it stands at the end of the buffer, apart from what comes and goes below.
+    below : it must not reach beyond; what will stand high later finds its place free.
     """
 
     ring: str
@@ -47,6 +48,7 @@ class Chunk:
     whole: Optional["Chunk"] = None
     within: int = 0
     high: bool = False
+    below: int = 1 << 62
 
     @property
     def placed(self) -> bool:
@@ -66,9 +68,14 @@ class Chunk:
 
 @dataclass
 class Ring:
-    """A buffer of `capacity` units: first fit behind the chunk placed last, then from the beginning."""
+    """A buffer of `capacity` units: first fit behind the chunk placed last, then from the beginning.
+
+    partition : units of a physical cut, whose write port belongs to one unit of the machine at a time. DRAINs fill high
+    chunks and LOADs all others, so others that fit elsewhere keep out of the partitions of high ones.
+    """
 
     capacity: int
+    partition: int = 1
     _live: list[Chunk] = field(default_factory=list)
     _cursor: int = 0
 
@@ -81,7 +88,7 @@ class Ring:
             return True
         self._live.sort(key=lambda c: c.base)
         bases = [c.base for c in self._live]
-        for start in self._high(chunk) if chunk.high else self._candidates(chunk.align):
+        for start in [(self.capacity - chunk.size) // chunk.align * chunk.align] if chunk.high else self._low(chunk):
             end = start + chunk.size
             k = bisect_right(bases, start)  # chunks do not overlap: only both neighbours can be in the way
             free = (k == 0 or self._live[k - 1].base + self._live[k - 1].size <= start) and end <= (
@@ -94,16 +101,13 @@ class Ring:
                 return True
         return False
 
-    def _candidates(self, align: int) -> list[int]:
+    def _low(self, chunk: Chunk) -> list[int]:
         """Places to try: the cursor and the ends of live chunks from there on, then the beginning and the rest."""
         ends = [0, self._cursor, *(c.base + c.size for c in self._live)]
-        starts = sorted({-(-e // align) * align for e in ends})
+        floor = min((c.base for c in self._live if c.high), default=self.capacity) // self.partition * self.partition
+        most = min(chunk.below, floor) if chunk.size <= floor else chunk.below
+        starts = sorted(s for s in {-(-e // chunk.align) * chunk.align for e in ends} if s + chunk.size <= most)
         return [s for s in starts if s >= self._cursor] + [s for s in starts if s < self._cursor]
-
-    def _high(self, chunk: Chunk) -> list[int]:
-        """Places from the end down: below the end of the buffer, then below every live chunk."""
-        ends = [self.capacity, *(c.base for c in reversed(self._live))]
-        return [start for start in ((e - chunk.size) // chunk.align * chunk.align for e in ends) if start >= 0]
 
     def release(self, done: int) -> None:
         """Forget the chunks that no item after `done` needs."""

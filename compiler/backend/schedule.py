@@ -5,8 +5,11 @@ follows from its last use (compiler/backend/emit.py). In a chain of layers a ten
 well: the one fills it by its DRAINs, the other reads it, and DRAM never sees it (compiler/backend/chains.py).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+
+import numpy as np
 
 from gossamer.arch.isa import MatmulMode
 from gossamer.arch.spec import ArchSpec
@@ -29,7 +32,7 @@ from gossamer.compiler.backend.transfers import (
 )
 from gossamer.compiler.layers import MaxPool
 
-__all__ = ["Kept", "LayerSchedule", "layer_items"]
+__all__ = ["Kept", "LayerSchedule", "keep", "layer_items"]
 
 Key = tuple[object, ...]
 """What a chunk is, for the items that share it."""
@@ -47,22 +50,42 @@ def layer_items(
 
 @dataclass(eq=False)
 class Kept:
-    """A tensor that stays in the activation banks between two layers of a chain: a chunk for every macro tile."""
+    """A tensor that stays in the activation banks between two layers of a chain.
+
+    problem : of the layer that reads it.
+    parts : of one reservation, the place of every macro tile; some share theirs, one after the other. They are filled
+        by DRAINs, which keep the order of the items, so nobody writes to a place before its last reader is done.
+    """
 
     problem: Problem
-    """Of the layer that reads it."""
-    bands: tuple[Band, ...]
-    _chunks: dict[Macro, Chunk] = field(default_factory=dict)
+    parts: dict[Macro, Chunk]
 
     def chunk(self, macro: Macro) -> Chunk:
         """Where a macro tile of it stands."""
-        if macro not in self._chunks:
-            rows, row = bank(self.problem, self.bands[macro.band])
-            size = self.problem.inputs[0].blocks * rows * row + slack(self.problem.spec)
-            self._chunks[macro] = Chunk(
-                ring="activation", size=size, align=self.problem.spec.activation_row_bytes, loads=[], high=True
-            )
-        return self._chunks[macro]
+        return self.parts[macro]
+
+
+def keep(
+    problems: Sequence[Problem], bands: tuple[Band, ...], every: Sequence[Macro], ahead: int
+) -> tuple[list[Kept], int]:
+    """The tensors that layers of a chain read on chip, in one reservation, and the bytes of a bank that it leaves.
+
+    every : the chain's macro tiles.  ahead : how many of them have places of their own.
+    """
+    spec = problems[0].spec
+    whole = Chunk(ring="activation", size=0, align=spec.activation_row_bytes, loads=[], high=True)
+    kept = []
+    for problem in problems:
+        sizes = [prod(bank(problem, bands[m.band])) * problem.inputs[0].blocks + slack(spec) for m in every]
+        places = [-(-max(sizes[k::ahead]) // whole.align) * whole.align for k in range(min(ahead, len(every)))]
+        begins = whole.size + np.cumsum([0, *places])
+        whole.size = int(begins[-1])
+        parts = {
+            macro: replace(whole, size=size, whole=whole, within=int(begins[k % ahead]), high=True)
+            for k, (macro, size) in enumerate(zip(every, sizes, strict=True))
+        }
+        kept.append(Kept(problem=problem, parts=parts))
+    return kept, (spec.activation_bytes - whole.size) // whole.align * whole.align
 
 
 def slack(spec: ArchSpec) -> int:
@@ -76,6 +99,8 @@ class LayerSchedule:
 
     source, target : the tensor that it reads or writes, if that stays on chip.
     share : of a memory, what constants that stay may take, as a fraction 1 / share.
+    macros : its macro tiles, if not those that follow from the mapping.
+    below : bytes of a bank that its inputs may take.
     """
 
     index: int
@@ -86,6 +111,8 @@ class LayerSchedule:
     source: Kept | None = None
     target: Kept | None = None
     share: int = 2
+    macros: list[Macro] = field(default_factory=list)
+    below: int = 1 << 62
     constants: dict[Key, Chunk] = field(default_factory=dict)
     """Chunks that all units share."""
     reserved: dict[str, list[Chunk]] = field(default_factory=dict)
@@ -96,7 +123,7 @@ class LayerSchedule:
         self.table = self._table_chunk()
         self.alike = len(self.streams) > 1 and len({unit_records(s) for s in self.streams}) == 1
         """All units have the same weights, as those of poolings have."""
-        self.macros = list(macros(self.problem, self.mapping))
+        self.macros = self.macros or list(macros(self.problem, self.mapping))
 
     def items(self) -> Iterator[Item]:
         """All items: units outside, macro tiles and column tiles inside in the order of the mapping."""
@@ -220,7 +247,8 @@ class _UnitSchedule:
             self.kept |= {key: chunk for (key, _), chunk in zip(chunks, before, strict=True)}
             return
         self.layer.reserved[ring] = [c for _, c in chunks]
-        whole = Chunk(ring=ring, size=sum(c.size for _, c in chunks), align=chunks[0][1].align, loads=[])
+        first = chunks[0][1]
+        whole = Chunk(ring=ring, size=sum(c.size for _, c in chunks), align=first.align, loads=[], below=first.below)
         at = 0
         for key, chunk in chunks:
             chunk.whole, chunk.within = whole, at
@@ -331,6 +359,7 @@ class _UnitSchedule:
             size=len(blocks) * rows * row + slack(spec),
             align=spec.activation_row_bytes,
             per_unit=spec.axi_bytes,
+            below=self.layer.below,
             loads=activation_loads(self.problem, blocks, macro, band),
         )
 

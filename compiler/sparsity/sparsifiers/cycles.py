@@ -17,10 +17,8 @@ def layer_cycles(graph: Graph, op: Conv | Linear, weight: Array, spec: ArchSpec)
 
     Only the weight's zeros matter. Raises CapacityError when the layer does not fit the spec.
     """
-    from gossamer.compiler.backend.build import (  # the front end knows it for this question only
-        map_layer,
-        place_tensors,
-    )
+    from gossamer.compiler.backend.mapped import map_layer  # the front end knows it for this question only
+    from gossamer.compiler.backend.placing import place_tensors
 
     view = view_of(graph, op)
     tensors = {name: _tensor(graph, name, tensor) for name, tensor in (("x", op.inputs[0]), ("y", op.output))}

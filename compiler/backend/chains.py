@@ -1,0 +1,338 @@
+"""Chains: layers whose tensors between them stay in the activation banks and never see DRAM.
+
+A bank belongs to a lane, and a DRAIN writes its own lane's bank. So a layer can read what the layer before left there
+if each of its positions needs only that position: a pointwise convolution (1 x 1, stride 1). The layer in front may be
+anything: a 3 x 3 and the 1 x 1 behind it, a depthwise and its projection, the two products of a feed-forward block. A
+3 x 3 behind a 1 x 1 needs its neighbours' positions, which other lanes hold, and goes through DRAM.
+
+All layers of a chain are cut alike. With one macro tile they follow each other; with several, tile by tile, a layer
+one tile behind the layer before it, so that the array never waits for a DRAIN; or, if all tiles fit at once ("tiles"),
+layer by layer, so that weights pass once.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.arch.layout import Placement
+from gossamer.arch.program import LayerNote
+from gossamer.arch.spec import ArchSpec
+from gossamer.arch.timing import drain_latency, matmul_latency
+from gossamer.compiler.backend.bands import banded_work, bands_fit
+from gossamer.compiler.backend.cache import Cache, problem_key
+from gossamer.compiler.backend.constants import ConstantPool
+from gossamer.compiler.backend.cost import Work, alone, layer_work, make_cut, steps_at_once
+from gossamer.compiler.backend.items import Item
+from gossamer.compiler.backend.mapped import MappedLayer, MappedMatMul
+from gossamer.compiler.backend.mapping import bank_bytes, bound, grids, loadable, tile_sizes, whole_map
+from gossamer.compiler.backend.problem import is_flat, make_problem
+from gossamer.compiler.backend.schedule import Kept, LayerSchedule, keep
+from gossamer.compiler.backend.tiling import Cost, overlapped
+from gossamer.compiler.backend.tiling import Mapping as Tiling
+from gossamer.compiler.backend.transfers import macros
+from gossamer.compiler.layers import Conv, MaxPool, Network
+
+__all__ = ["MappedChain", "find_chains"]
+
+_LONGEST = 4
+"""Layers of a chain."""
+_WORTH = 0.98
+"""A chain is made if it takes at most this part of what its layers take apart: the cost is not surer than that."""
+
+_KNOWN: Cache[Tiling | None] = Cache()
+"""Mappings of chains that were searched before."""
+
+Mapped = MappedLayer | MappedMatMul
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MappedChain:
+    """Layers that follow each other on chip, each with the same mapping."""
+
+    members: tuple[MappedLayer, ...]
+
+    @property
+    def name(self) -> str:
+        """Names of its layers."""
+        return " > ".join(m.layer.name for m in self.members)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Tensors that stay on chip."""
+        return tuple(m.layer.output for m in self.members[:-1])
+
+    def relocated(self, placements: Mapping[str, Placement]) -> "MappedChain":
+        """The same with tensors elsewhere."""
+        layers = [m.layer for m in self.members]
+        flat = _flat(layers, placements)
+        problems = (make_problem(layer, placements, self.members[0].problem.spec, flat=flat) for layer in layers)
+        return MappedChain(members=tuple(replace(m, problem=p) for m, p in zip(self.members, problems, strict=True)))
+
+    def items(self, index: int, pool: ConstantPool) -> list[Item]:
+        """Its items in order; `index` marks them."""
+        tiling = self.members[0].mapping
+        every = list(macros(self.members[0].problem, tiling))  # its rows of input decide where lanes begin
+        ahead = len(every) if tiling.order == "tiles" else 2
+        between, below = keep([m.problem for m in self.members[1:]], tiling.bands, every, ahead)
+        kept: list[Kept | None] = [None, *between, None]
+        schedules = [
+            LayerSchedule(
+                index=index,
+                problem=m.problem,
+                streams=m.streams,
+                mapping=m.mapping,
+                pool=pool,
+                source=kept[k],
+                target=kept[k + 1],
+                share=2 * len(self.members),
+                macros=every,
+                below=below,
+            )
+            for k, m in enumerate(self.members)
+        ]
+        if tiling.order == "tiles":
+            return [item for schedule in schedules for item in schedule.items()]
+        units = [schedule.units() for schedule in schedules]
+        return [
+            item
+            for turn in range(len(every) + len(units) - 1)
+            for k, of_layer in enumerate(units)
+            if 0 <= turn - k < len(every)
+            for unit in of_layer
+            for item in unit.macro_items(every[turn - k])
+        ]
+
+    def note(self, first: int, count: int) -> LayerNote:
+        """What it is; first, count : its instructions."""
+        notes = [m.note(first, count) for m in self.members]
+        last = len(notes) - 1
+        bounds = [
+            bound(m.problem, m.streams, kept_input=k > 0, kept_output=k < last) for k, m in enumerate(self.members)
+        ]
+        patterns = dict.fromkeys(n.pattern for n in notes if n.pattern)
+        return LayerNote(
+            name=self.name,
+            kind="chain",
+            pattern=" > ".join(patterns),
+            first=first,
+            count=count,
+            macs=sum(n.macs for n in notes),
+            useful_macs=sum(n.useful_macs for n in notes),
+            mac_cycles=float(sum(b[0] for b in bounds)),
+            read_beats=sum(b[1] for b in bounds),
+            write_beats=sum(b[2] for b in bounds),
+            mapping=f"{notes[0].mapping}, {len(notes)} layers on chip",
+        )
+
+
+def find_chains(
+    mapped: Sequence[Mapped], network: Network, placements: Mapping[str, Placement]
+) -> list[Mapped | MappedChain]:
+    """The layers of a stage with those joined that take less time together.
+
+    A chain stands where its last layer stood: nobody but the chain reads what the others write.
+    """
+    after = _links(mapped, network, placements)
+    joined: dict[int, MappedChain] = {}
+    gone: set[int] = set()
+    for first in range(len(mapped)):
+        if first in gone or first not in after:
+            continue
+        run = [first]
+        while run[-1] in after:
+            run.append(after[run[-1]])
+        if any(after.get(k) == first for k in range(first)):
+            continue  # a run begins where no link ends
+        for chain, places in _best_cuts([mapped[k] for k in run], run, placements):
+            joined[places[-1]] = chain
+            gone |= set(places[:-1])
+    return [joined.get(k, m) for k, m in enumerate(mapped) if k not in gone]
+
+
+def _links(mapped: Sequence[Mapped], network: Network, placements: Mapping[str, Placement]) -> dict[int, int]:
+    """Which layer may take over the outputs of which on chip, by index."""
+    readers: dict[str, int] = {}
+    for stage in network.stages:
+        for name in (*stage.inputs, getattr(stage, "residual", None)):
+            if name is not None:
+                readers[name] = readers.get(name, 0) + 1
+    makers = {m.layer.output: k for k, m in enumerate(mapped) if isinstance(m, MappedLayer)}
+    links = {}
+    for k, m in enumerate(mapped):
+        if not isinstance(m, MappedLayer) or not _pointwise(m.layer):
+            continue
+        name = m.layer.inputs[0]
+        maker, p = makers.get(name), placements[name]
+        if maker is None or readers[name] != 1 or name in network.outputs:
+            continue
+        front = mapped[maker]
+        assert isinstance(front, MappedLayer)
+        plain = p.heads == placements[m.layer.output].heads == 1 and p.border == (0, 0, 0, 0)
+        straight = all(placements[i].heads == 1 for i in front.layer.inputs)
+        if plain and straight and front.problem.residual is None and front.mapping.chunks == m.mapping.chunks == 1:
+            links[maker] = k
+    return links
+
+
+def _pointwise(layer: object) -> bool:
+    """Whether each output position needs one input position, of one tensor, all channels in one piece."""
+    return (
+        isinstance(layer, Conv)
+        and layer.weight.shape[2:] == (1, 1)
+        and layer.stride == (1, 1)
+        and not any(layer.pads)
+        and layer.groups == 1
+        and len(layer.inputs) == 1
+    )
+
+
+def _flat(layers: Sequence[Conv | MaxPool], placements: Mapping[str, Placement]) -> bool:
+    """Whether all layers of a chain may see the map as a row of pixels."""
+    return all(is_flat(layer, placements) for layer in layers)
+
+
+# ---- which of a run of links ----
+
+
+def _best_cuts(
+    run: Sequence[Mapped], places: Sequence[int], placements: Mapping[str, Placement]
+) -> Iterator[tuple[MappedChain, list[int]]]:
+    """Cut a run of linked layers where it takes least: best[k] is the least for the first k layers."""
+    members = [m for m in run if isinstance(m, MappedLayer)]
+    best: list[tuple[float, int, MappedChain | None]] = [(0.0, 0, None)]
+    for end in range(1, len(members) + 1):
+        options: list[tuple[float, int, MappedChain | None]] = [
+            (best[end - 1][0] + members[end - 1].mapping.cost.flowing, end - 1, None)
+        ]
+        for begin in range(max(0, end - _LONGEST), end - 1):
+            part = members[begin:end]
+            chain = _make_chain(part, placements)
+            spec = part[0].problem.spec
+            apart = sum(m.mapping.cost.flowing for m in part) + spec.read_latency * (len(part) - 1)
+            if chain is not None and chain.members[0].mapping.cost.flowing <= _WORTH * apart:
+                options.append((best[begin][0] + chain.members[0].mapping.cost.flowing, begin, chain))
+        best.append(min(options, key=lambda o: o[0]))
+    end = len(members)
+    while end:
+        _, begin, chain = best[end]
+        if chain is not None:
+            yield chain, list(places[begin:end])
+        end = begin
+
+
+def _make_chain(part: Sequence[MappedLayer], placements: Mapping[str, Placement]) -> MappedChain | None:
+    """The chain of some layers with its best mapping, or None if nothing fits."""
+    layers = [m.layer for m in part]
+    spec = part[0].problem.spec
+    if sum(getattr(layer, "table", None) is not None for layer in layers) > spec.tables:
+        return None
+    flat = _flat(layers, placements)
+    members = [replace(m, problem=make_problem(m.layer, placements, spec, flat=flat)) for m in part]
+    key = b"".join(problem_key(m.problem) for m in members)
+    tiling = _KNOWN.get(key, lambda: _search(members), lambda _: len(key))
+    if tiling is None:
+        return None
+    return MappedChain(members=tuple(replace(m, mapping=tiling) for m in members))
+
+
+# ---- its mapping ----
+
+
+def _search(members: Sequence[MappedLayer]) -> Tiling | None:
+    """The cheapest mapping that all layers of a chain share."""
+    found = [t for grid, lane_rows in grids(members[0].problem) if (t := _under(members, grid, lane_rows))]
+    found += [t for m in members if len(m.mapping.bands) > 1 and (t := _in_bands(members, m.mapping))]
+    return min(found, key=lambda t: t.cost.flowing) if found else None
+
+
+def _under(members: Sequence[MappedLayer], grid: int, lane_rows: int) -> Tiling | None:
+    """The best tile under a lane grid, tile by tile."""
+    first, spec = members[0].problem, members[0].problem.spec
+    width = 1 << grid
+    ty, tx = tile_sizes(first, lane_rows, width)
+    inputs = bank_bytes(first, ty, tx)
+    row = spec.activation_row_bytes
+    between = sum(-(-bank_bytes(m.problem, ty, tx) // row) * row for m in members[1:])
+    cut = make_cut(first, lane_rows, width, ty, tx)
+    between = between * np.where(cut.macros > 1, 2, 1)  # the next tile's, while this one is read
+    legal = loadable(first, lane_rows, width, ty, tx) & (inputs + between <= spec.activation_bytes)
+    legal &= ty * tx * spec.block <= spec.output_bytes
+    if not legal.any():
+        return None
+    cut = make_cut(first, lane_rows, width, ty[legal], tx[legal])
+    inputs, between = inputs[legal], between[legal]
+    resident = sum(int(s.steps.sum()) for m in members for s in m.streams) <= spec.weight_steps
+    works = [layer_work(m.problem, m.streams, cut, inputs + between // 2, resident=resident) for m in members]
+    work = _together(works)
+    part = spec.activation_bytes // spec.activation_partitions
+    crowded = (cut.macros > 1) & (2 * inputs > (spec.activation_bytes - between) // part * part)
+    waits = np.where(crowded, np.maximum(work.waits_for_inputs, work.inputs), work.waits_for_inputs)
+    cost = alone(replace(work, waits_for_inputs=waits), cut.macros, spec, order="map", resident=resident)
+    links = (np.minimum(cut.ty * cut.tx, spec.depth) * spec.column_groups + _link(spec)) * (len(works) - 1)
+    cost["cycles"] = np.where(cut.macros > 1, cost["cycles"], _one_by_one(works, spec) + links)
+    i = int(np.argmin(cost["cycles"]))
+    return Tiling(
+        bands=(whole_map(first, grid, lane_rows, (int(cut.ty[i]), int(cut.tx[i]))),),
+        chunks=1,
+        steps_at_once=steps_at_once(spec),
+        order="map",
+        resident=resident,
+        cost=Cost(**{k: float(v[i]) for k, v in cost.items()}),
+    )
+
+
+def _link(spec: ArchSpec) -> int:
+    """Cycles from a layer's last slot to the next one's first, where nothing else is there to do, without the DRAIN."""
+    return drain_latency(spec) + matmul_latency(spec)
+
+
+def _one_by_one(works: Sequence[Work], spec: ArchSpec) -> NDArray[np.float64]:
+    """Cycles of a chain whose layers follow each other: what one of them reads or writes hides behind it alone."""
+    first, last = works[0], works[-1]
+    flowing = [
+        overlapped(
+            w.compute,
+            w.weights + w.residual + w.parameters + (w.inputs if w is first else 0.0),
+            w.write if w is last else np.zeros_like(w.write),
+        )
+        + 2.0 * w.items
+        for w in works
+    ]
+    waits = first.waits_for_inputs + last.waits_for_outputs
+    return np.asarray(np.sum(flowing, axis=0) + waits + first.start(spec) + last.finish)
+
+
+def _in_bands(members: Sequence[MappedLayer], tiling: Tiling) -> Tiling | None:
+    """Two bands that one of the layers found best, for all of them, layer by layer."""
+    first, spec, bands = members[0].problem, members[0].problem.spec, tiling.bands
+    ty, tx = (np.array([b.tile[axis] for b in bands]) for axis in (0, 1))
+    between = sum(int(bank_bytes(m.problem, ty, tx).sum()) for m in members[1:])
+    pieces = max(int(s.steps.max()) for m in members for s in m.streams)
+    if any(b.macros > 1 for b in bands) or pieces > steps_at_once(spec):
+        return None
+    if not bands_fit(first, members[0].streams, bands, spec.activation_bytes - between):
+        return None
+    works = [banded_work(m.problem, m.streams, bands) for m in members]
+    cost = alone(_together(works), np.array([len(bands)]), spec, order="tiles", resident=False)
+    cost["cycles"] = _one_by_one(works, spec) + _link(spec) * (len(works) - 1)
+    return replace(tiling, order="tiles", resident=False, cost=Cost(**{k: float(v[0]) for k, v in cost.items()}))
+
+
+def _together(works: Sequence[Work]) -> Work:
+    """The work of a chain: inputs of the first layer, outputs of the last, weights of all."""
+    first, last = works[0], works[-1]
+
+    def total(name: str) -> NDArray[np.float64]:
+        return np.asarray(np.sum([np.broadcast_to(getattr(w, name), first.compute.shape) for w in works], axis=0))
+
+    return replace(
+        first,
+        **{name: total(name) for name in ("array", "ppu", "compute", "weights", "residual", "items")},
+        parameters=sum(w.parameters for w in works),
+        write=last.write,
+        waits_for_outputs=last.waits_for_outputs,
+        largest=max(w.largest for w in works),
+        finish=last.finish,
+    )

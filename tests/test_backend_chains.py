@@ -1,0 +1,222 @@
+"""Chains: layers whose tensors stay on chip give the same bytes in fewer beats, or are not made."""
+
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gossamer.arch.errors import CapacityError
+from gossamer.arch.isa import Op, column
+from gossamer.arch.program import Program
+from gossamer.arch.spec import ArchSpec, preset_names
+from gossamer.compiler.backend import chains
+from gossamer.compiler.backend.build import build_program
+from gossamer.compiler.layers import Conv, MaxPool, Network, Tensor
+from gossamer.rtl.model import Model
+from gossamer.sim.simulate import simulate
+from gossamer.verification import verify
+from tests.support.networks import random_codes, random_conv, random_tensor, reference
+from tests.support.rtl_specs import needs_hardware_tools
+from tests.support.specs import random_spec
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Every chain that fits is made, whether it pays or not; nothing is remembered."""
+    monkeypatch.setattr(chains, "_WORTH", 1e9)
+    monkeypatch.setattr(chains, "_KNOWN", chains.Cache())
+
+
+def network_of(layers: list[tuple[Conv | MaxPool, Tensor]], x: Tensor, *others: Tensor) -> Network:
+    tensors = {t.name: t for t in (x, *others, *(y for _, y in layers))}
+    inputs = (x.name, *(t.name for t in others))
+    return Network(
+        name="chain",
+        tensors=tensors,
+        stages=tuple(layer for layer, _ in layers),
+        inputs=inputs,
+        outputs=(layers[-1][1].name,),
+    )
+
+
+def chained(rng: np.random.Generator, largest: int = 40, side: int = 12, images: int = 2) -> Network:
+    """Something in front (k x k, depthwise, grouped, pooling), then pointwise layers, with what may follow sums."""
+    n, c = int(rng.integers(1, images + 1)), int(rng.integers(1, largest + 1))
+    x = random_tensor(rng, "x", (n, c, *(int(s) for s in rng.integers(1, side + 1, 2))))
+    k = int(rng.choice([1, 2, 3]))
+    k = min(k, *x.shape[2:])
+    pads, stride = (k // 2,) * 4, (int(rng.integers(1, 3)),) * 2
+    kind = rng.choice(["conv", "depthwise", "pool"])
+    layers: list[tuple[Conv | MaxPool, Tensor]] = []
+    if kind == "pool":  # no padding: it would hold the zero point
+        shape = (n, c, *((s - k) // stride[0] + 1 for s in x.shape[2:]))
+        y = replace(x, name="pool.out", shape=shape)
+        low, high = (-128, 127) if x.signed else (0, 255)
+        layers.append(
+            (MaxPool(name="pool", inputs=("x",), output=y.name, kernel=(k, k), stride=stride, lo=low, hi=high), y)
+        )
+    else:
+        groups = c if kind == "depthwise" else 1
+        channels = c if kind == "depthwise" else int(rng.integers(1, largest + 1))
+        density = float(rng.choice([1.0, 0.3]))
+        table = bool(rng.random() < 0.3)
+        layers.append(
+            random_conv(
+                rng, "front", x, channels, (k, k), stride=stride, pads=pads, groups=groups, density=density, table=table
+            )
+        )
+    others: list[Tensor] = []
+    for i in range(int(rng.integers(1, 4))):
+        channels = int(rng.integers(1, largest + 1))
+        before = layers[-1][1]
+        residual = None
+        if rng.random() < 0.3:
+            residual = random_tensor(rng, f"r{i}", (n, channels, *before.shape[2:]))
+            others.append(residual)
+        density, table = float(rng.choice([1.0, 0.3, 0.0])), bool(rng.random() < 0.3)
+        layers.append(
+            random_conv(rng, f"p{i}", before, channels, (1, 1), residual=residual, density=density, table=table)
+        )
+    return network_of(layers, x, *others)
+
+
+def check(network: Network, spec: ArchSpec, seed: int) -> Program:
+    """The chained Program's outputs are the reference's, with garbage in every memory that nobody wrote."""
+    rng = np.random.default_rng(seed)
+    codes = {name: random_codes(rng, network.tensors[name]) for name in network.inputs}
+    expected = reference(network, codes)
+    program = build_program(network, spec)
+    run = simulate(program, codes, garbage=seed)
+    for name, place in program.tensors.items():
+        got = place.from_memory(run.memory[place.address : place.address + place.size])
+        np.testing.assert_array_equal(got, expected[name], err_msg=f"{name} on {spec.name}")
+    return program
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_random_chains_on_presets(preset, eager):
+    made = 0
+    for seed in range(8):
+        program = check(chained(np.random.default_rng(seed)), ArchSpec.load(preset), seed)
+        made += sum(note.kind == "chain" for note in program.layers)
+    assert made >= 4
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=60)
+def test_random_chains_on_random_specs(seed):
+    rng = np.random.default_rng(seed)
+    spec = random_spec(rng)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chains, "_WORTH", 1e9)
+        patch.setattr(chains, "_KNOWN", chains.Cache())
+        with suppress(CapacityError):  # some of these machines are too small for some of these layers
+            check(chained(rng, largest=20, side=7), spec, seed % 1000)
+
+
+def block(side: int = 28, channels: int = 128) -> Network:
+    """A depthwise convolution and its projection: bound by the bus."""
+    rng = np.random.default_rng(7)
+    x = random_tensor(rng, "x", (1, channels, side, side))
+    front, y = random_conv(rng, "dw", x, channels, (3, 3), pads=(1,) * 4, groups=channels)
+    project, z = random_conv(rng, "project", y, 64, (1, 1))
+    return network_of([(front, y), (project, z)], x)
+
+
+def test_a_chain_saves_what_stays_on_chip():
+    network, spec = block(), ArchSpec.load("server").evolve(name="narrow bus", axi_bytes=16, ppu=4)
+    program = check(network, spec, 0)
+    assert [n.kind for n in program.layers] == ["chain"]
+    assert program.layers[0].name == "dw > project"
+    assert "dw.out" not in program.tensors
+    apart = build_program(network, spec, chains=False)
+    assert set(apart.tensors) == set(network.tensors)
+    assert program.dram_bytes < apart.dram_bytes
+    fast, slow = simulate(program, values=False), simulate(apart, values=False)
+    beats = network.tensors["dw.out"].shape[1] * 28 * 28 // spec.axi_bytes
+    assert slow.counters["beats_written"] - fast.counters["beats_written"] == beats
+    assert fast.counters["beats_read_activation"] < slow.counters["beats_read_activation"]
+    assert fast.cycles < 0.9 * slow.cycles
+    assert program.layers[0].bound(spec) < sum(n.bound(spec) for n in apart.layers)
+
+
+def test_layers_in_between_do_not_matter():
+    """What stands between a chain's layers in the order of the network runs before it."""
+    rng = np.random.default_rng(9)
+    network = block()
+    x = network.tensors["x"]
+    side, y = random_conv(rng, "side", x, 64, (1, 1))
+    front, project = network.stages
+    last = Conv(**{**project.__dict__, "residual": y.name, "residual_ratio": 0.5})
+    tensors = {**network.tensors, y.name: y}
+    program = check(
+        Network(name="n", tensors=tensors, stages=(front, side, last), inputs=("x",), outputs=(last.output,)),
+        ArchSpec.load("server"),
+        1,
+    )
+    assert [n.name for n in program.layers] == ["side", "dw > project"]
+
+
+@pytest.mark.parametrize("why", ["output", "second reader", "residual of another", "3 x 3", "stride", "grouped"])
+def test_what_others_need_goes_to_memory(why, eager):
+    rng = np.random.default_rng(11)
+    x = random_tensor(rng, "x", (1, 32, 8, 8))
+    front, y = random_conv(rng, "front", x, 32, (3, 3), pads=(1,) * 4)
+    options = {"3 x 3": {"kernel": (3, 3), "pads": (1,) * 4}, "stride": {"stride": (2, 2)}, "grouped": {"groups": 4}}
+    last, z = random_conv(rng, "last", y, 32, **{"kernel": (1, 1), **options.get(why, {})})
+    layers, outputs = [(front, y), (last, z)], {z.name}
+    if why == "output":
+        outputs.add(y.name)
+    if why == "second reader":
+        layers.append(random_conv(rng, "again", y, 8, (1, 1)))
+        outputs.add(layers[-1][1].name)
+    if why == "residual of another":
+        layers.append(random_conv(rng, "sum", z, 32, (1, 1), residual=y))
+        outputs = {layers[-1][1].name}
+    network = network_of(layers, x)
+    network = Network(**{**network.__dict__, "outputs": tuple(outputs)})
+    program = check(network, ArchSpec.load("sat-2of8"), 2)
+    assert y.name in program.tensors
+
+
+def test_the_checker_sees_a_chain():
+    """Without its wait for the DRAIN, the second layer would read what is not there yet."""
+    program = build_program(block(), ArchSpec.load("server"))
+    matrix = program.instructions.copy()
+    drains = np.flatnonzero((matrix[:, 0] == Op.DRAIN) & (matrix[:, column(Op.DRAIN, "to_activation")] == 1))
+    matmuls = np.flatnonzero(matrix[:, 0] == Op.MATMUL)
+    waits = np.int64(1) << 7  # drain_to_matmul
+    first = int(next(i for i in matmuls if i > drains[0] and matrix[i, 1] & waits))
+    matrix[first, 1] &= ~waits
+    broken = Program(**{**program.__dict__, "instructions": matrix})
+    with pytest.raises(Exception, match=r"instruction \d+|drain_to_matmul"):
+        simulate(broken, values=False)
+
+
+def test_a_chain_that_leaves_no_room_is_not_made(monkeypatch):
+    """If a buffer is in pieces too small for what comes next, all layers go through memory."""
+    network, spec = block(), ArchSpec.load("server")
+    monkeypatch.setattr(chains.MappedChain, "items", lambda *_: (_ for _ in ()).throw(CapacityError("no room")))
+    program = build_program(network, spec)
+    assert [n.kind for n in program.layers] == ["conv", "conv"]
+
+
+@needs_hardware_tools
+def test_hardware_runs_chains(eager):
+    """Every event and every byte of chained Programs, on the machine that the other hardware tests build."""
+    spec = ArchSpec.load("tiny")
+    made = 0
+    with Model(spec) as model:
+        for seed in range(30):
+            network = chained(np.random.default_rng(seed), largest=10, side=5, images=1)
+            program = build_program(network, spec)
+            if made == 4 or not any(note.kind == "chain" for note in program.layers):
+                continue
+            made += 1
+            rng = np.random.default_rng(seed)
+            codes = {name: random_codes(rng, network.tensors[name]) for name in network.inputs}
+            assert verify(program, codes, model=model).difference is None
+    assert made == 4
