@@ -1,5 +1,6 @@
 """Sparsifiers and allocation: each against its paper's rule on cases whose answer is known."""
 
+from dataclasses import replace
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -16,6 +17,7 @@ from gossamer.arch.program import Program
 from gossamer.arch.spec import ArchSpec
 from gossamer.cli import app
 from gossamer.compiler.frontend.export import export_model
+from gossamer.compiler.frontend.layout import array_weight
 from gossamer.compiler.frontend.ops import Conv, Linear
 from gossamer.compiler.sparsity.patterns import FanIn, Pattern
 from gossamer.compiler.sparsity.sparsifiers.allocation import allocate, lamp_scores
@@ -25,6 +27,7 @@ from gossamer.compiler.sparsity.sparsifiers.inputs import input_moments
 from gossamer.compiler.sparsity.sparsifiers.interface import sparsifier
 from gossamer.compiler.sparsity.sparsifiers.moments import Moments, reconstruction_error
 from gossamer.compiler.sparsity.sparsifiers.schedule import Cubic
+from gossamer.compiler.sparsity.sparsifiers.sensitivity import output_errors
 from gossamer.compiler.sparsity.sparsifiers.sparsegpt import SparseGPT, inverse_factor
 from gossamer.compiler.sparsity.sparsify import prune, sparsify
 
@@ -324,16 +327,50 @@ def test_choice_under_a_budget_is_the_best(seed):
     assert sum(c.error for c in found.values()) <= best + 1e-12  # cycles are counted in 4000ths of the budget
 
 
+def with_weight(graph, name, weight):
+    changed = graph.copy()
+    changed.replace(name, replace(changed.op(name), weight=weight))
+    return run_onnx(export_model(changed), FEEDS[0])[0]
+
+
+FEEDS = [{"x": np.random.default_rng(9).standard_normal((1, 4, 9, 9)).astype(np.float32)}]
+
+
+def test_output_errors_are_those_of_the_changed_network():
+    graph = graph_until(small_network(), "legalise")
+    layers = [op for op in graph.order() if isinstance(op, Conv | Linear)]
+    halves = {op.name: (op.weight * Pattern.parse("2:4").mask(op.weight)) for op in layers}
+    as_arrays = {op.name: array_weight(graph, op, halves[op.name]) for op in layers}
+    variants = {op.name: [array_weight(graph, op, op.weight), as_arrays[op.name]] for op in layers}
+    found = output_errors(graph, variants, FEEDS)
+    right = run_onnx(export_model(graph), FEEDS[0])[0]
+    for name, (same, pruned) in found.items():
+        assert same == 0
+        lost = with_weight(graph, name, halves[name]) - right
+        assert pruned == pytest.approx((lost**2).sum() / (right**2).sum(), rel=1e-3)
+
+
+def test_by_cost_spares_the_layer_that_matters():
+    """A layer whose output hardly reaches the head is pruned, though its own error is as large as another's."""
+    b = Builder(("x", (1, 16, 4, 4)))
+    sides = [b.op("Relu", b.conv("x", 16, 16, k=1, bias=False)) for _ in range(2)]
+    small = b.op("Mul", sides[1], b.constant(0.01))
+    y = b.op("Flatten", b.op("Concat", sides[0], small, axis=1))
+    graph = graph_until(b.model(b.op("Gemm", y, b.weight(6, 512), transB=1, out="head")), "legalise")
+    feeds = [{"x": np.random.default_rng(1).standard_normal((1, 16, 4, 4)).astype(np.float32)} for _ in range(4)]
+    wish = {"n_conv0": "dense | 1:4", "n_conv2": "dense | 1:4"}
+    _, report = prune(graph, wish, allocation="cost 95%", calibration=feeds, spec=ArchSpec.load("tiny"))
+    assert [r.layer for r in report] == ["n_conv2"]
+
+
 def test_by_cost_meets_the_budget_and_beats_the_uniform_choice():
     spec = ArchSpec.load("tiny")
     graph = graph_until(small_network(), "legalise")
     wish = "dense | 2:4 | 1:4"
-    pruned, report = prune(graph, wish, allocation="cost 70%", spec=spec)
+    pruned, report = prune(graph, wish, allocation="cost 70% by layer", spec=spec)
     layers = [op for op in graph.order() if isinstance(op, Conv | Linear)]
 
     def cycles(g):
-        from gossamer.compiler.frontend.layout import array_weight
-
         return sum(layer_cycles(graph, op, array_weight(graph, op, g.op(op.name).weight), spec) for op in layers)
 
     assert cycles(pruned) <= 0.7 * cycles(graph)
@@ -355,7 +392,7 @@ def test_by_cost_meets_the_budget_and_beats_the_uniform_choice():
         ({"allocation": "erk", "sparsity": "butterfly 2 2"}, "butterfly 2 2 has no share of zeros to choose"),
         ({"sparsity": "2:4 | 1:4"}, "a choice is made by cost, not 'uniform'"),
         ({"sparsity": "2:4 | channels 50%", "allocation": "cost 90%", "spec": "tiny"}, "channels 50% changes shapes"),
-        ({"sparsity": "1:4", "allocation": "cost 1%", "spec": "tiny"}, "with the cheapest of their patterns"),
+        ({"sparsity": "1:4", "allocation": "cost 1% by layer", "spec": "tiny"}, "with the cheapest of their patterns"),
     ],
 )
 def test_wrong_wishes(options, message):

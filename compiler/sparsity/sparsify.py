@@ -41,6 +41,7 @@ from gossamer.compiler.sparsity.sparsifiers.inputs import input_moments
 from gossamer.compiler.sparsity.sparsifiers.interface import Sparsifier
 from gossamer.compiler.sparsity.sparsifiers.interface import sparsifier as sparsifier_of
 from gossamer.compiler.sparsity.sparsifiers.moments import Moments, reconstruction_error
+from gossamer.compiler.sparsity.sparsifiers.sensitivity import output_errors
 
 __all__ = ["Pruned", "Sparsity", "prune", "sparsify"]
 
@@ -115,7 +116,9 @@ def prune(
     sparsifier : magnitude, wanda, sparsegpt, or an object like them (see sparsifiers.interface).
     allocation : uniform, erk, lamp or global distribute the pattern's share of zeros among the layers with the same
                  wish; "cost 60%" chooses one of each layer's patterns, so that the layers with a choice take 60% of
-                 their cycles as they are, on `spec`, with the least error.
+                 their cycles as they are, on `spec`, with the least error of the model's outputs: the sum of what
+                 each layer's pruning alone does to them. "cost 60% by layer" takes the sum of the layers' own errors
+                 instead, which needs no runs of the model.
     sequential : measure a layer's inputs after the layers before it have been pruned, as SparseGPT's authors do.
     permute : first reorder channels, where that is free, so that N:M keeps larger weights.
     calibration : inputs of the model, for sparsifiers that need them, and for errors in outputs instead of weights.
@@ -342,22 +345,34 @@ def _by_cost(
     work: _Work, layers: list[Layer], plan: Mapping[str, tuple[Pattern, ...]], text: str, spec: ArchSpec | None
 ) -> dict[str, Pattern]:
     """The least error under a budget of cycles."""
-    match = re.fullmatch(r"cost\s+(\d+(?:\.\d+)?)\s*%", text.strip())
+    match = re.fullmatch(r"cost\s+(\d+(?:\.\d+)?)\s*%(\s+by\s+layer)?", text.strip())
     if match is None or not 0 < float(match[1]) <= 100:
-        raise ModelError(f"allocation {text!r} must be cost with a budget of cycles from above 0% to 100% (cost 60%)")
+        raise ModelError(
+            f"allocation {text!r} must be cost with a budget of cycles from above 0% to 100% (cost 60%), "
+            "and by layer where only the layers' own errors are to count (cost 60% by layer)"
+        )
     if spec is None:
         raise ModelError("allocation by cost needs the spec on which cycles are counted")
     if work.sequential:
         raise ModelError("allocation by cost compares layers before any is pruned; it cannot be sequential")
-    choices = {}
-    whole = 0.0
+    weights: dict[str, list[Array]] = {}
+    errors: dict[str, list[float]] = {}
     for op in layers:
-        whole += layer_cycles(work.graph, op, work.weight(op), spec)
-        tried = []
         for pattern in plan[op.name]:
             if not pattern.only_zeros:
                 raise ModelError(f"allocation by cost chooses among patterns of zeros, and {pattern} changes shapes")
             weight, error = work.pruned(op, pattern, layers)
-            tried.append(Choice(pattern=pattern, cycles=layer_cycles(work.graph, op, weight, spec), error=error))
-        choices[op.name] = tried
+            weights.setdefault(op.name, []).append(weight)
+            errors.setdefault(op.name, []).append(error)
+    whole = sum(layer_cycles(work.graph, op, work.weight(op), spec) for op in layers)
+    cycles = {op.name: [layer_cycles(work.graph, op, w, spec) for w in weights[op.name]] for op in layers}
+    if match[2] is None:
+        errors = output_errors(work.graph, weights, work.calibration)
+    choices = {
+        op.name: [
+            Choice(pattern=pattern, cycles=c, error=e)
+            for pattern, c, e in zip(plan[op.name], cycles[op.name], errors[op.name], strict=True)
+        ]
+        for op in layers
+    }
     return {name: choice.pattern for name, choice in choose(choices, whole * float(match[1]) / 100).items()}
