@@ -7,19 +7,19 @@ programs    the same with everything compiled to Programs and simulated: cosine 
 steps       steps of all layers before and after channels are reordered, against the bound (useful nonzeros over the
             MACs of a step, for every column tile).
 nm          magnitude that N:M keeps before and after input channels are reordered.
-allocation  error and cycles of the rules that distribute zeros among layers, on MiniLM.
+allocation  what is left of MiniLM (cosine) and of the digits (accuracy) when rules distribute zeros among layers, each
+            within the same cycles.
 """
 
 import argparse
 import time
 import warnings
 from collections.abc import Iterator
-from pydoc_data.topics import topics
 
+import allocation
 import numpy as np
-import onnx
-import onnxruntime as ort
 import sources
+from encoder import LENGTH, cosine, cosines, embeddings, prose
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -39,43 +39,10 @@ from gossamer.compiler.frontend.quantise import quantise
 from gossamer.compiler.passes import Options, import_model, run_passes
 from gossamer.compiler.sparsity.patterns import channel_rows
 from gossamer.compiler.sparsity.permute import layer_steps, reorder_steps, useful_steps
-from gossamer.compiler.sparsity.sparsifiers.cycles import layer_cycles
 from gossamer.compiler.sparsity.sparsifiers.inputs import input_moments
 from gossamer.compiler.sparsity.sparsifiers.interface import SPARSIFIERS
 from gossamer.compiler.sparsity.sparsify import prune
 from gossamer.sim.simulate import Simulator
-
-LENGTH = 32
-"""Tokens of a sentence; the longest to be tried has 17."""
-
-
-def embeddings(model: onnx.ModelProto, feeds: list[sources.Feed]) -> NDArray[np.float32]:
-    """Sentence vectors, float32 [sentences, features]."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # round exactly where written
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(None, feed)[0] for feed in feeds])
-
-
-def cosines(a: NDArray[np.float32], b: NDArray[np.generic]) -> NDArray[np.float64]:
-    """Cosine of every row of one array with that of the other."""
-    x, y = (np.asarray(rows, dtype=np.float64) for rows in (a, b))
-    found: NDArray[np.float64] = (x * y).sum(axis=1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
-    return found
-
-
-def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Mean cosine of the rows of two arrays."""
-    return float(cosines(a, b).mean())
-
-
-def prose(count: int, length: int) -> list[sources.Feed]:
-    """Pieces of Python's reference that fill the encoder, one feed each."""
-    words = " ".join(topics[key] for key in sorted(topics)).split()
-    pieces = np.array_split(np.array(words, dtype=object), len(words) // length)  # no word has less than one token
-    step = len(pieces) // count
-    return sources.tokens(tuple(" ".join(piece) for piece in pieces[::step][:count]), length)
 
 
 def minilm(console: Console, patterns: list[str], count: int, sequential: bool) -> None:
@@ -168,11 +135,12 @@ def steps(console: Console, networks: list[str], patterns: list[str], specs: lis
     for network in networks:
         source = sources.load(network)
         dims = {**source.dims, "sequence": LENGTH} if network == "minilm" else source.dims
-        graph = run_passes(import_model(source.model, dims), until="partition")
-        for pattern in patterns:
-            pruned, _ = prune(graph, pattern)
-            for name in specs:
-                spec = ArchSpec.load(name)
+        for name in specs:
+            spec = ArchSpec.load(name)
+            options = Options(products=spec.dynamic_operands)
+            graph = run_passes(import_model(source.model, dims), until="partition", options=options)
+            for pattern in patterns:
+                pruned, _ = prune(graph, pattern)
                 begin = time.process_time()
                 moved, _ = reorder_steps(pruned, spec)
                 seconds = time.process_time() - begin
@@ -212,38 +180,11 @@ def nm(console: Console, patterns: list[str]) -> None:
     console.print(table)
 
 
-def allocation(console: Console, name: str) -> None:
-    """Rules of allocation on MiniLM: what error they leave and what the layers then take."""
-    source = sources.load("minilm")
-    spec = ArchSpec.load(name)
-    graph = run_passes(import_model(source.model, {"batch": 1, "sequence": LENGTH}), until="partition")
-    layers = [op for op in graph.order() if isinstance(op, Linear)]
-    calibration, trial = prose(64, LENGTH), samples(graph, sources.tokens(sources.SENTENCES, LENGTH))
-    moments = input_moments(graph, layers, calibration)
-    dense = embeddings(export_model(graph), trial)
-    table = Table(title=f"MiniLM on {spec.name}, Wanda; cycles by the mapper, over those of the dense layers")
-    for column in ("pattern", "allocation", "zeros", "cycles", "mean error", "cosine float"):
-        table.add_column(column, justify="left" if column in ("pattern", "allocation") else "right")
-    whole = sum(layer_cycles(graph, op, array_weight(graph, op, op.weight), spec) for op in layers)
-    choice = "dense | 6:8 | 5:8 | 4:8 | 3:8 | 2:8 | 1:8"
-    trials = [("4:8", rule) for rule in ("uniform", "erk", "lamp", "global")] + [(choice, "cost 55%")]
-    for pattern, rule in trials:
-        pruned, report = prune(graph, pattern, sparsifier="wanda", allocation=rule, moments=moments, spec=spec)
-        after = [op for op in pruned.order() if isinstance(op, Linear)]  # some lost channels that nobody reads
-        cycles = sum(layer_cycles(pruned, op, array_weight(pruned, op, op.weight), spec) for op in after)
-        kept = sum(int(np.count_nonzero(op.weight)) for op in after)
-        zeros = 1 - kept / sum(op.weight.size for op in layers)
-        error = sum(layer.error for layer in report) / len(layers)
-        found = cosine(dense, embeddings(export_model(pruned), trial))
-        table.add_row(pattern, rule, f"{zeros:.3f}", f"{cycles / whole:.3f}", f"{error:.4f}", f"{found:.4f}")
-    console.print(table)
-
-
 def main() -> None:
     """Print the tables asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["minilm", "programs", "steps", "nm", "allocation"])
-    parser.add_argument("--networks", nargs="*", default=["minilm", "resnet50"])
+    parser.add_argument("--networks", nargs="*", help="for steps and allocation")
     parser.add_argument("--patterns", nargs="*")
     parser.add_argument("--specs", nargs="*", default=["server"])
     parser.add_argument("--count", type=int, default=256, help="pieces of prose to calibrate with")
@@ -261,11 +202,11 @@ def main() -> None:
         )
     elif args.what == "steps":
         shares = ["unstructured 80%", "unstructured 90%", "unstructured 95%", "block 4x4 80%"]
-        steps(console, args.networks, args.patterns or shares, args.specs)
+        steps(console, args.networks or ["minilm", "resnet50"], args.patterns or shares, args.specs)
     elif args.what == "nm":
         nm(console, args.patterns or ["2:4", "2:8", "4:8"])
     else:
-        allocation(console, args.specs[0])
+        console.print(allocation.compare(args.specs[0], args.networks or ["minilm", "digits"]))
 
 
 if __name__ == "__main__":
