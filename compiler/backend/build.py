@@ -58,7 +58,7 @@ def build_program(
             done += 1
             if progress:
                 progress(f"map {layer.name}", done, total)
-        groups.append(find_chains(mapped, network, placements) if chains else list(mapped))
+        groups.append(find_chains(mapped, network, placements, measure) if chains else list(mapped))
     kept = {name for group in groups if isinstance(group, list) for m in group for name in m.kept}
     if not kept:
         return _assemble(network, spec, groups, kept)

@@ -12,10 +12,12 @@ layer by layer, so that weights pass once.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gossamer.arch.errors import CapacityError
 from gossamer.arch.layout import Placement
 from gossamer.arch.program import LayerNote
 from gossamer.arch.spec import ArchSpec
@@ -28,6 +30,7 @@ from gossamer.compiler.backend.items import Item
 from gossamer.compiler.backend.mapped import MappedLayer, MappedMatMul
 from gossamer.compiler.backend.mapping import bank_bytes, bound, grids, loadable, tile_sizes, whole_map
 from gossamer.compiler.backend.problem import is_flat, make_problem
+from gossamer.compiler.backend.refine import Measure, measured_program
 from gossamer.compiler.backend.schedule import Kept, LayerSchedule, keep
 from gossamer.compiler.backend.tiling import Cost, overlapped
 from gossamer.compiler.backend.tiling import Mapping as Tiling
@@ -128,9 +131,12 @@ class MappedChain:
 
 
 def find_chains(
-    mapped: Sequence[Mapped], network: Network, placements: Mapping[str, Placement]
+    mapped: Sequence[Mapped],
+    network: Network,
+    placements: Mapping[str, Placement],
+    measure: Measure | None = None,
 ) -> list[Mapped | MappedChain]:
-    """The layers of a stage with those joined that take less time together.
+    """The layers of a stage with those joined that take less time together, by cost or by `measure`.
 
     A chain stands where its last layer stood: nobody but the chain reads what the others write.
     """
@@ -145,7 +151,8 @@ def find_chains(
             run.append(after[run[-1]])
         if any(after.get(k) == first for k in range(first)):
             continue  # a run begins where no link ends
-        for chain, places in _best_cuts([mapped[k] for k in run], run, placements):
+        members = [m for m in (mapped[k] for k in run) if isinstance(m, MappedLayer)]
+        for chain, places in _best_cuts(members, run, placements, measure):
             joined[places[-1]] = chain
             gone |= set(places[:-1])
     return [joined.get(k, m) for k, m in enumerate(mapped) if k not in gone]
@@ -197,22 +204,24 @@ def _flat(layers: Sequence[Conv | MaxPool], placements: Mapping[str, Placement])
 
 
 def _best_cuts(
-    run: Sequence[Mapped], places: Sequence[int], placements: Mapping[str, Placement]
+    members: Sequence[MappedLayer],
+    places: Sequence[int],
+    placements: Mapping[str, Placement],
+    measure: Measure | None,
 ) -> Iterator[tuple[MappedChain, list[int]]]:
     """Cut a run of linked layers where it takes least: best[k] is the least for the first k layers."""
-    members = [m for m in run if isinstance(m, MappedLayer)]
     best: list[tuple[float, int, MappedChain | None]] = [(0.0, 0, None)]
     for end in range(1, len(members) + 1):
-        options: list[tuple[float, int, MappedChain | None]] = [
-            (best[end - 1][0] + members[end - 1].mapping.cost.flowing, end - 1, None)
-        ]
+        single = best[end - 1][0] + _taken(members[end - 1 : end], placements, measure)
+        options: list[tuple[float, int, MappedChain | None]] = [(single, end - 1, None)]
         for begin in range(max(0, end - _LONGEST), end - 1):
             part = members[begin:end]
             chain = _make_chain(part, placements)
-            spec = part[0].problem.spec
-            apart = sum(m.mapping.cost.flowing for m in part) + spec.read_latency * (len(part) - 1)
-            if chain is not None and chain.members[0].mapping.cost.flowing <= _WORTH * apart:
-                options.append((best[begin][0] + chain.members[0].mapping.cost.flowing, begin, chain))
+            if chain is None:
+                continue
+            together = _taken([chain], placements, measure)
+            if together <= (_WORTH if measure is None else 1.0) * _taken(part, placements, measure):
+                options.append((best[begin][0] + together, begin, chain))
         best.append(min(options, key=lambda o: o[0]))
     end = len(members)
     while end:
@@ -220,6 +229,21 @@ def _best_cuts(
         if chain is not None:
             yield chain, list(places[begin:end])
         end = begin
+
+
+def _taken(
+    parts: Sequence[MappedLayer | MappedChain], placements: Mapping[str, Placement], measure: Measure | None
+) -> float:
+    """Cycles of layers one after the other in the middle of a network; what does not fit takes for ever."""
+    first = parts[0] if isinstance(parts[0], MappedLayer) else parts[0].members[0]
+    spec = first.problem.spec
+    if measure is not None:
+        try:
+            return measure(measured_program([p.items for p in parts], spec, placements)) / 2
+        except CapacityError:
+            return inf
+    costs = [(p if isinstance(p, MappedLayer) else p.members[0]).mapping.cost.flowing for p in parts]
+    return sum(costs) + spec.read_latency * (len(parts) - 1)
 
 
 def _make_chain(part: Sequence[MappedLayer], placements: Mapping[str, Placement]) -> MappedChain | None:

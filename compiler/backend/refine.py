@@ -4,23 +4,25 @@ The closed-form cost of mapping.py only ranks. Who has a simulator passes it as 
 it. Among what is tried is the best mapping of every fixed dataflow, so the one that is kept never loses to any of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Table
 
 import numpy as np
 
 from gossamer.arch.layout import Placement
 from gossamer.arch.program import AcceleratorStage, Fill, Program
+from gossamer.arch.spec import ArchSpec
 from gossamer.arch.sync import synchronise
 from gossamer.compiler.backend.constants import ConstantPool
 from gossamer.compiler.backend.emit import Emitter
+from gossamer.compiler.backend.items import Item
 from gossamer.compiler.backend.mapping import candidates
 from gossamer.compiler.backend.problem import Problem
 from gossamer.compiler.backend.schedule import layer_items
 from gossamer.compiler.backend.streams import UnitStreams
 from gossamer.compiler.backend.tiling import Mapping
 
-__all__ = ["TRIES", "Measure", "layer_program", "refine"]
+__all__ = ["TRIES", "Measure", "layer_program", "measured_program", "refine"]
 
 Measure = Callable[[Program], int]
 """Cycles of a Program."""
@@ -51,23 +53,36 @@ def refine(
 def layer_program(
     problem: Problem, streams: tuple[UnitStreams, ...], mapping: Mapping, placements: Table[str, Placement]
 ) -> Program:
-    """A Program that runs a layer twice: from the second time on nothing starts cold, as in the middle of a network."""
-    spec = problem.spec
+    """A Program that runs a layer, for measuring."""
+
+    def items(index: int, pool: ConstantPool) -> list[Item]:
+        return layer_items(index, problem, streams, mapping, pool)
+
+    return measured_program([items], problem.spec, placements)
+
+
+def measured_program(
+    layers: Sequence[Callable[[int, ConstantPool], list[Item]]], spec: ArchSpec, placements: Table[str, Placement]
+) -> Program:
+    """A Program that runs layers twice: from the second time on nothing starts cold, as in the middle of a network.
+
+    layers : makes the items of each layer, or chain of layers, from an index and the constants.
+    """
     base = max(p.address + p.size for p in placements.values())
     pool = ConstantPool(base=-(-base // spec.axi_bytes) * spec.axi_bytes, beat=spec.axi_bytes)
     emitter = Emitter(spec)
-    emitter.run([item for k in range(2) for item in layer_items(k, problem, streams, mapping, pool)])
+    emitter.run([item for index, items in enumerate((*layers, *layers)) for item in items(index, pool)])
     matrix = np.array(emitter.rows, dtype=np.int64)
     constants = pool.segment()
     image = np.zeros(-(-pool.end // spec.axi_bytes) * spec.axi_bytes, dtype=np.uint8)
     image[constants.address : constants.address + constants.data.size] = constants.data
     synchronise(matrix, spec, image)
     return Program(
-        name=problem.layer.name,
+        name="measured",
         spec=spec,
         instructions=matrix,
         dram_bytes=image.size,
         segments=(constants,),
         fills=tuple(Fill(address=p.address, size=p.size, value=p.zero_byte) for p in placements.values()),
-        stages=(AcceleratorStage(name=problem.layer.name, first=0, count=len(matrix)),),
+        stages=(AcceleratorStage(name="measured", first=0, count=len(matrix)),),
     )
