@@ -33,7 +33,7 @@ _TILES = {
     ("dense", 4, 1): 6,
     ("blocks", 1, 1): 8,
     ("blocks", 2, 1): 8,
-    ("blocks", 2, 2): 6,
+    ("blocks", 2, 2): 8,
     ("blocks", 4, 1): 6,
     ("select", 1, 1): 10,
     ("select", 2, 1): 8,
