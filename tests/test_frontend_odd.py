@@ -270,3 +270,12 @@ def test_attention_of_opset_23(heads, apart, causal, mask):
     kinds = [type(stage).__name__ for stage in network.stages]
     assert kinds.count("MatMul") == 2
     assert all("Softmax" in s.ops or not s.macs for s in network.stages if isinstance(s, HostSegment))
+
+
+def test_a_name_that_the_compiler_gives_is_not_mistaken_for_its_own():
+    b = Builder(("x", (1, 4, 6, 6)))
+    y = b.op("Conv", "x", b.weight(4, 4, 1, 1), b.weight(4), out="y")
+    z = b.op("Pow", y, b.constant(2.0))
+    b.weights[-1].name = b.nodes[-1].input[1] = "y/bias"
+    with pytest.raises(ModelError, match=r"^the model's tensor 'y/bias' has a name that the compiler gives"):
+        build_network(b.model(z), calibration=[X])

@@ -140,8 +140,12 @@ class Writer:
         return output
 
     def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
-        """Add a constant, and return its name."""
-        self.constants[name] = np.asarray(value, dtype=dtype)
+        """Add a constant, and return its name. Raises ModelError when the model has another one of that name."""
+        array = np.asarray(value, dtype=dtype)
+        given = self.graph.constants.get(name)
+        if given is not None and not np.array_equal(given, array):
+            raise ModelError(f"the model's tensor {name!r} has a name that the compiler gives; it must be renamed")
+        self.constants[name] = array
         return name
 
     def round_trip(self, source: str, target: str, quant: Quant) -> None:
