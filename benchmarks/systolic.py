@@ -92,8 +92,9 @@ def against_closed_forms(name: str, spec: ArchSpec, console: Console) -> None:
         f"[bold]{cycles / found.cycles:.2f} times as fast[/bold] as the best"
     )
     slower = Table("layer", "ours", f"{form} {rows}x{columns}", "ratio", "because of")
-    for row, layer in zip(table, found.layers, strict=True):
-        theirs = closed_form(row, form, rows, columns)
+    of_layer = {row["layer"]: closed_form(row, form, rows, columns) for row in table}
+    for layer in found.layers:  # a chain has the names of all its layers
+        theirs = sum(of_layer[part] for part in layer.name.split(" > "))
         if layer.cycles > theirs:
             parts = sorted(layer.parts.to_dict().items(), key=lambda p: -p[1])
             why = ", ".join(f"{n} {v:,.0f}" for n, v in parts[:3] if v >= 0.02 * layer.cycles)
