@@ -88,11 +88,11 @@ class ConvLayer:
 
     def _on_windows(self, line: NDArray[Any], out: NDArray[Any], residual: NDArray[Any] | None, batch: int) -> None:
         """line : the padded maps, one after the other."""
-        if batch not in self.known:
+        begins = self.known.get(batch)
+        if begins is None:
             if len(self.known) >= _BATCHES:
                 self.known.clear()
-            self.known[batch] = self.windows.starts(batch) * line.itemsize
-        begins = self.known[batch]
+            begins = self.known[batch] = self.windows.starts(batch) * line.itemsize
         if self.why.kernel != "reference":
             self.layer.check(out.shape[0], out, residual)
             self.layer.run(line, out, residual, begins)

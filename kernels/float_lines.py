@@ -56,11 +56,12 @@ class Lines:
         """See `Run`."""
         x, residual = np.ascontiguousarray(x), out if residual is None else np.ascontiguousarray(residual)
         key = out.shape[0], begins is None
-        if key not in self._known:
+        plan = self._known.get(key)
+        if plan is None:
             if len(self._known) >= _KNOWN:
                 self._known.clear()
-            self._known[key] = self._plan(x, out, residual, begins)
-        for code, constants, workers, lines, sums in self._known[key]:
+            plan = self._known[key] = self._plan(x, out, residual, begins)
+        for code, constants, workers, lines, sums in plan:
             code(x, out, residual, begins, *constants, *_scratch(workers, lines, sums))
 
     def _plan(self, x: Floats, out: NDArray[Any], residual: Floats, begins: Begins) -> list["Plan"]:

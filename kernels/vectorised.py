@@ -84,11 +84,11 @@ class Vectorised:
         elif not residual.flags.c_contiguous:
             residual = residual.copy()
         key = out.shape[0], begins is None
-        if key not in self._known:
+        calls = self._known.get(key)
+        if calls is None:
             if len(self._known) >= _KNOWN:
                 self._known.clear()
-            self._known[key] = self._calls(x, out, residual, begins)
-        calls = self._known[key]
+            calls = self._known[key] = self._calls(x, out, residual, begins)
         for code, constants in calls:
             code(x, out, residual, begins, *constants)
         return calls if fits else None

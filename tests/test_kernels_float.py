@@ -81,13 +81,14 @@ def test_vectors_of_every_length(lanes: int, pattern: str) -> None:
 
 
 @compiled
-@pytest.mark.parametrize("pattern", ["dense", "16x16", "4x1", "unstructured"])
+@pytest.mark.parametrize("pattern", ["dense", "16x16", "2:4", "4x1", "unstructured"])
 def test_rows_and_threads_change_nothing(pattern: str) -> None:
-    """To the bit: a row alone, among others, in a tile of another height, and by another thread."""
+    """To the bit: a row alone, which may have another kernel, among others, in another tile, and by another thread."""
     rng = np.random.default_rng(9)
-    w, x = weights(rng, 40, 200, pattern), floats(rng, 61, 200)
+    w, x, bias = weights(rng, 40, 200, pattern), floats(rng, 61, 200), floats(rng, 40)
     out = prepare_float(w)(x)
     assert np.array_equal(prepare_float(w)(x[7:8]), out[7:8])
+    assert np.array_equal(*(prepare_float(w, bias=bias)(some)[-1] for some in (x[6:7], x[:7])))
     assert np.array_equal(prepare_float(w, threads=2)(x), out)
     kept = np.full((61, 40), 7, dtype=np.float32)
     assert prepare_float(w)(x[::-1], out=kept) is kept
