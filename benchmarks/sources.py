@@ -6,8 +6,9 @@ scale that keeps activations sane, where only the topology is known (the light m
 
 import importlib.util
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bert import bert_model, read_safetensors
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["LIGHT", "NAMES", "SENTENCES", "Missing", "Source", "load", "tokens"]
+__all__ = ["LIGHT", "NAMES", "SENTENCES", "Feed", "Missing", "Source", "load", "tokens"]
 
 LIGHT = ("bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet", "vgg19",
          "zfnet512")  # fmt: skip
@@ -156,6 +157,26 @@ def _mobilenet_v2(seed: int = 0) -> Source:
     )
 
 
+def _mobilenet_v2_int8() -> Source:
+    """The same, quantised by onnxruntime: operators on codes, weights in uint8 with zero points."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    source = _mobilenet_v2()
+    feeds = iter(source.calibration)
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> Feed | None:
+            return next(feeds, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        onnx.save(source.model, before)
+        types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QUInt8}
+        quantize_static(before, after, Reader(), quant_format=QuantFormat.QOperator, **types)
+        model = onnx.load(after)
+    return replace(source, name="mobilenet_v2_int8", model=model)
+
+
 # --- reading text: real weights, lines of text drawn here ------------------------------------------------------------
 
 LINES = ("Gossamer wings", "sparse weights 2:8", "one step, one row", "semaphores 1234", "Invoice no. 20471",
@@ -253,6 +274,7 @@ def _minilm(length: int = 128) -> Source:
 
 _OTHERS: dict[str, Callable[[], Source]] = {
     "mobilenet_v2": _mobilenet_v2,
+    "mobilenet_v2_int8": _mobilenet_v2_int8,
     "orientation": _orientation,
     "detection": _detection,
     "recognition": _recognition,

@@ -214,6 +214,17 @@ def test_points_of_16_bits_are_left_out_and_said_so(tmp_path):
     assert any("quantisation points of 16 bits are left out" in note for note in network.notes)
 
 
+def test_points_that_cut_off_count_when_the_rest_is_calibrated():
+    """A quantiser drops a Relu6 where codes from 0 to 6 do the same: what is measured behind must see it."""
+    b = Builder(("x", (1, 4, 6, 6)))
+    scale, zero = b.constant(6 / 255), b.constant(0, np.uint8)
+    y = b.op("Conv", "x", b.constant(np.full((4, 4, 1, 1), 50.0)))
+    y = b.op("DequantizeLinear", b.op("QuantizeLinear", y, scale, zero), scale, zero)
+    out = b.op("Conv", y, b.constant(np.eye(4).reshape(4, 4, 1, 1)))
+    network, _, _ = compile_both(b.model(out), [{"x": normal((1, 4, 6, 6), 0)}])
+    assert network.tensors[out].scale == pytest.approx(6 / 255, rel=1e-6)
+
+
 # --- codes of nine bits ---------------------------------------------------------------------------------------------
 
 

@@ -48,11 +48,13 @@ def export_model(graph: Graph, qdq: bool = False) -> onnx.ModelProto:
     """The graph as an ONNX model with float inputs and outputs.
 
     qdq : put QuantizeLinear and DequantizeLinear at exactly the points where the Network rounds, with int8 weights
-    and int32 biases; needs a graph after the quantise pass. Otherwise everything is float32.
+    and int32 biases; needs a graph after the quantise pass. Otherwise everything is float32, and before the quantise
+    pass a quantised model's own points stay: they cut off what is outside of their codes, as a Relu6 does.
     """
-    writer = Writer(graph, qdq=qdq)
+    points = qdq or not graph.quantised
+    writer = Writer(graph, qdq=qdq, points=points)
     for name in graph.inputs:
-        if qdq and (quant := graph.info(name).quant) is not None:
+        if points and (quant := graph.info(name).quant) is not None:
             writer.round_trip(name, f"{name}/dq", quant)
             writer.read_as[name] = f"{name}/dq"
     for op in graph.order():
@@ -115,10 +117,13 @@ def value_info(info: TensorInfo) -> onnx.ValueInfoProto:
 
 
 class Writer:
-    """Collects ONNX nodes and constants for operations of one graph."""
+    """Collects ONNX nodes and constants for operations of one graph.
 
-    def __init__(self, graph: Graph, *, qdq: bool) -> None:
-        self.graph, self.qdq = graph, qdq
+    qdq : as in export_model;  points : only activations pass QuantizeLinear and DequantizeLinear.
+    """
+
+    def __init__(self, graph: Graph, *, qdq: bool, points: bool = False) -> None:
+        self.graph, self.qdq, self.points = graph, qdq, qdq or points
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Array] = {}
         self.read_as: dict[str, str] = {}
@@ -170,8 +175,8 @@ class Writer:
         if isinstance(op, Host):
             self._host(op)
             return
-        quant = self.graph.info(op.output).quant if self.qdq else None
-        if quant is None or isinstance(op, View | Concat):  # moving codes does not round
+        quant = self.graph.info(op.output).quant if self.points else None
+        if quant is None or (self.qdq and isinstance(op, View | Concat)):  # moving codes does not round
             self._typed(op, op.output)
             return
         self._typed(op, f"{op.output}/raw")
@@ -184,7 +189,7 @@ class Writer:
         node = onnx.NodeProto()
         node.CopyFrom(node_of(op))
         node.name = op.name
-        rounded = [(t, q) for t in op.outputs if self.qdq and t and (q := self.graph.info(t).quant) is not None]
+        rounded = [(t, q) for t in op.outputs if self.points and t and (q := self.graph.info(t).quant) is not None]
         rename(node, self.read_as | {name: f"{name}/raw" for name, _ in rounded})
         self.nodes.append(node)
         for name, quant in rounded:
@@ -222,7 +227,7 @@ class Writer:
         before = target
         if op.activation is not None:
             before = op.pre or f"{op.output}/linear"
-        quant = self.graph.info(op.pre).quant if self.qdq and op.pre else None
+        quant = self.graph.info(op.pre).quant if self.points and op.pre else None
         rounded = before
         if quant is not None:
             before = f"{op.pre}/raw"

@@ -21,6 +21,7 @@ class Graph:
 
     tensors : what is known of each tensor;  constants : values of those that never change
     opset : version of every operator domain;  notes : what passes have to tell the user.
+    quantised : every tensor of the array has its Quant; before, only those have one for which the model gives it.
     dag : nodes are operation names with the operation as attribute "op"; an edge carries a tensor from its producer
     to a consumer.
     """
@@ -32,6 +33,7 @@ class Graph:
     constants: dict[str, Array] = field(default_factory=dict)
     opset: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    quantised: bool = False
     dag: Any = field(default_factory=nx.DiGraph)
     _producer: dict[str, str] = field(default_factory=dict)
     _readers: dict[str, dict[str, None]] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class Graph:
             constants=dict(self.constants),
             opset=dict(self.opset),
             notes=list(self.notes),
+            quantised=self.quantised,
             dag=self.dag.copy(),
             _producer=dict(self._producer),
             _readers={t: dict(r) for t, r in self._readers.items()},

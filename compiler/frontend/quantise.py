@@ -60,6 +60,7 @@ def quantise(
             given = _quant(lo, hi, signed) if operands.isdisjoint(group) else _symmetric(lo, hi)
         for tensor in group:
             graph.update(tensor, quant=given)
+    graph.quantised = True
     _adopt_scales(graph, {t for group in groups for t in group if ranges.get(t) == (0.0, 0.0)})
     _check_padding(graph)
     _check_residuals(graph)

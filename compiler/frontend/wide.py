@@ -78,9 +78,9 @@ def _interleave(graph: Graph, op: Conv, first: Array, second: Array) -> None:
     assert info.layout is not None
     channels = shape[1]
     each = channels // op.groups
-    order = np.arange(channels).reshape(op.groups, 1, each).repeat(2, axis=1).reshape(-1)
-    wiring = np.zeros((2 * channels, channels, *[1] * (len(shape) - 2)), np.float32)
-    wiring[np.arange(2 * channels), order] = 1
+    ones = (1,) * (len(shape) - 2)
+    once = np.eye(each, dtype=np.float32)
+    wiring = np.tile(once, (2 * op.groups, 1)).reshape(2 * channels, each, *ones)
     twice = graph.fresh(f"{x}/twice")
     n, c, h, w = info.layout.shape
     graph.tensors[twice] = TensorInfo(
@@ -89,7 +89,6 @@ def _interleave(graph: Graph, op: Conv, first: Array, second: Array) -> None:
         quant=info.quant,
         layout=replace(info.layout, shape=(n, 2 * c, h, w)),
     )
-    ones = (1,) * (len(shape) - 2)
     graph.add(
         Conv(
             name=graph.fresh(f"{op.name}/twice"),
@@ -98,6 +97,7 @@ def _interleave(graph: Graph, op: Conv, first: Array, second: Array) -> None:
             source=op.source,
             weight=wiring,
             fixed=True,
+            groups=op.groups,
             stride=ones,
             dilation=ones,
             pads=(0, 0) * len(ones),
