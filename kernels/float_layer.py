@@ -50,9 +50,9 @@ _ACTIVATIONS: dict[str, tuple[float, float, tuple[int, ...] | None]] = {
 """Clamp, and kind of gate (float_after)."""
 _TALLEST = {(16, 4): 6, (16, 2): 8, (16, 1): 8, (8, 1): 6, (4, 1): 2}
 """Rows of a tile of the kernel of rows by lanes and width: accumulators and operands within 32 or 16 registers."""
-_FEW, _LEAST = 11, 3
+_FEW, _LEAST = 11, 2
 """Rows that the kernel of rows works on in the time in which that on lines, at the same cost, works on a vector; and
-those for which it takes as long as for one, since what it waits for is the weight."""
+those for which it takes hardly longer than for one, since what it waits for is the weight."""
 _PLAIN = 1.3
 """Cost for each nonzero up to which the kernel of rows is taken without a look at lines, which have to be turned."""
 

@@ -16,7 +16,7 @@ from gossamer.kernels.vectors import LANES, aligned_empty
 
 __all__ = ["lay_out_rows"]
 
-_COSTS = {(4, 4): 1.0, (4, 2): 1.03, (4, 1): 1.05, (2, 4): 1.03, (2, 1): 1.25, (1, 4): 1.05, (1, 1): 1.5}
+_COSTS = {(4, 4): 1.0, (4, 2): 1.03, (4, 1): 1.05, (2, 4): 1.03, (2, 1): 1.1, (1, 4): 1.05, (1, 1): 1.2}
 """Time of a weight by width and run, against the widest: smaller cells wait for loads."""
 
 
