@@ -24,7 +24,7 @@ class HostRunner:
         """Outputs of a stage by name. Raises SimulationError when onnxruntime refuses its model or its inputs."""
         session = self._session(stage)
         try:
-            results = session.run(list(stage.outputs), {n: np.ascontiguousarray(feeds[n]) for n in stage.inputs})
+            results = session.run(list(stage.outputs), {n: np.asarray(feeds[n], order="C") for n in stage.inputs})
         except Exception as error:  # onnxruntime raises classes of its own, derived from Exception
             raise SimulationError(f"host stage {stage.name!r}: onnxruntime: {error}") from error
         return dict(zip(stage.outputs, results, strict=True))

@@ -6,7 +6,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+import gossamer
 from gossamer.arch.errors import ModelError
+from gossamer.arch.program import HostStage
 from gossamer.compiler.layers import HostSegment
 from gossamer.compiler.passes import build_network
 from tests.support.frontend import Builder, check_same_function, check_structure, compile_both, run_network, run_onnx
@@ -279,3 +281,17 @@ def test_a_name_that_the_compiler_gives_is_not_mistaken_for_its_own():
     b.weights[-1].name = b.nodes[-1].input[1] = "y/bias"
     with pytest.raises(ModelError, match=r"^the model's tensor 'y/bias' has a name that the compiler gives"):
         build_network(b.model(z), calibration=[X])
+
+
+def test_scalars_between_host_stages_stay_scalars():
+    """A number that one host stage hands to another has no axis, and neither has what comes of it."""
+    b = Builder(("x", (1, 4, 6, 6)))
+    y = b.op("Softmax", "x")
+    total = b.op("ReduceMax", y, keepdims=0)
+    b.op("Mul", total, b.op("ReduceMax", b.op("Exp", b.op("Softmax", b.conv(y, 4, 4))), keepdims=0), out="out")
+    model = b.model("out")
+    run = gossamer.simulate(gossamer.compile(model, "tiny", calibration={"x": X}), {"x": X})
+    (expected,) = run_onnx(model, {"x": X})
+    assert len([s for s in run.program.stages if isinstance(s, HostStage)]) == 2
+    assert run.outputs["out"].shape == expected.shape == ()
+    assert run.outputs["out"] == pytest.approx(expected, rel=0.05)
