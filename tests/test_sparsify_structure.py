@@ -491,6 +491,19 @@ def test_a_shuffled_block_pattern_is_put_in_order_again():
     assert after <= 1.1 * best
 
 
+def test_outputs_that_ask_for_a_step_in_the_same_windows_find_each_other():
+    """Every output has a third nonzero in some windows, the same ones for eight outputs, and they lie anywhere."""
+    rng = np.random.default_rng(1)
+    third = np.repeat(rng.random((8, 16)) < 0.4, 8, axis=0)  # [64 outputs, 16 windows]
+    used = np.arange(4) < 2 + third[:, :, np.newaxis]
+    used = used.reshape(64, 1, 64)
+    best = plain_steps(used, 4, 2, 8)
+    shuffled = used[rng.permutation(64)]
+    _, before, after = step_order(64, [], [shuffled], Grid(group=4, macs=2, columns=8))
+    assert before > 1.3 * best
+    assert after == best
+
+
 def test_nm_keeps_everything_when_an_order_allows_it():
     """Two large channels in some groups and none in others: N:M in the old order loses some, in the new one nothing."""
     rng = np.random.default_rng(0)

@@ -52,7 +52,7 @@ def permute(graph: Graph, spec: ArchSpec) -> Graph:
     return graph
 
 
-def reorder_steps(graph: Graph, spec: ArchSpec, rounds: int = 60) -> tuple[Graph, tuple[Reordered, ...]]:
+def reorder_steps(graph: Graph, spec: ArchSpec, rounds: int = 120) -> tuple[Graph, tuple[Reordered, ...]]:
     """The graph with channels in an order that takes fewer steps, and what changed.
 
     graph : with layouts; best after quantise, for then every code stays the same and outputs are equal to the bit.

@@ -5,9 +5,12 @@ as its fullest column has nonzeros, divided by V. So inputs want to be grouped s
 its nonzeros in one group, and outputs such that those of a tile are full in the same groups.
 
 Both searches go in rounds. A round takes one channel out of every group and puts all of them back at once in the best
-way, which is an assignment problem that scipy solves exactly. Putting each back where it was is among the ways, so
-with exact costs no round makes it worse. The idea is that of gyro-permutation (Oh et al., 2024) and of the channel
-permutations of Pool and Yu (NeurIPS 2021), who exchange channels between two groups at a time.
+way, which is an assignment problem that scipy solves exactly. The idea is that of gyro-permutation (Oh et al., 2024)
+and of the channel permutations of Pool and Yu (NeurIPS 2021), who exchange channels between two groups at a time.
+
+What a place costs is not only the steps it adds: while two columns ask for a step, moving either saves none, and an
+exchange by the steps that it saves finds nothing. So the price of a step that k others of the tile ask for is smooth,
+exp(-k / temperature), and the temperature falls until only the first counts.
 """
 
 from collections.abc import Sequence
@@ -23,14 +26,14 @@ Index = NDArray[np.int64]
 Float = NDArray[np.float32]
 Counts = NDArray[np.int16]
 
-SHARPNESS = 8.0
-"""Base of the soft maximum: how much more a column with one nonzero more counts."""
+HOT, WARM, COLD = 6.0, 2.0, 0.3
+"""Temperatures, falling geometrically: from hot to cold, or by way of warm where tiles are made first."""
 
-SPARE = 0.25
-"""Price of a nonzero that finds a free MAC in a step that is there anyway, against one that needs a new step."""
+SPARE = 0.02
+"""Price of a nonzero that finds a free MAC in a step that its column asks for anyway."""
 
 FORBIDDEN = 1e6
-"""Price of a place that a channel may not take."""
+"""Price of a place outside a channel's run."""
 
 SIGNATURE = 256
 """Sets of columns by which channels are compared to find those that are alike."""
@@ -80,25 +83,23 @@ class Reader:
         self.rows: Float = np.ascontiguousarray(tiled.transpose(3, 0, 2, 1).reshape(channels, -1), dtype=np.float32)
         """Nonzeros of every channel, float32 [channels, sets * columns]."""
 
-    def counts(self, order: Index, windows: Index) -> Float:
-        """Nonzeros in every window, float32 [windows, sets * columns]."""
-        return np.add.reduceat(self.rows[order], windows, axis=0)
-
     def steps(self, counts: Float) -> int:
-        """Steps of the layer."""
+        """Steps of the layer. counts : nonzeros of every window, float32 [windows, sets * columns]."""
         fullest = counts.reshape(len(counts), self.sets, -1).max(axis=2)
         return int(np.ceil(fullest / self.grid.macs).sum())
 
-    def prices(self, picked: Index, rest: Float) -> Float:
+    def prices(self, picked: Index, rest: Float, temperature: float) -> Float:
         """About how many steps each picked channel would add to each window. float32 [picked, windows].
 
-        By a soft maximum, so that columns which are nearly the fullest count too; less where the fullest column has
-        MACs to spare in its last step.
+        rest : nonzeros that the windows have without the picked channels, float32 [windows, sets * columns].
         """
-        weight = np.power(np.float32(SHARPNESS), rest).reshape(len(rest), self.sets, -1)
-        spare = rest.reshape(weight.shape).max(axis=2, keepdims=True) % self.grid.macs != 0
-        weight *= np.where(spare, np.float32(SPARE), np.float32(1.0)) / weight.sum(axis=2, keepdims=True)
-        prices: Float = self.rows[picked] @ weight.reshape(len(rest), -1).T
+        asked = np.ceil(rest / self.grid.macs).reshape(len(rest), self.sets, -1)
+        price = np.empty_like(asked)
+        for steps in range(int(asked.max(initial=0)) + 1):  # a column with these steps asks for one more
+            others = (asked > steps).sum(axis=2, keepdims=True, dtype=np.float32)
+            np.copyto(price, np.exp(-others / np.float32(temperature)), where=asked == steps)
+        price = np.where(rest % self.grid.macs == 0, price.reshape(rest.shape), np.float32(SPARE))
+        prices: Float = self.rows[picked] @ price.T
         return prices
 
 
@@ -109,23 +110,22 @@ class _Writer:
     """A layer that makes the channels to be ordered. used : bool [channels, taps, in]."""
 
     def __init__(self, used: NDArray[np.bool_], grid: Grid) -> None:
-        self.grid = grid
         self.counts = _window_counts(used, grid.group)
+        steps = -(-self.counts // grid.macs)
+        levels = range(int(steps.max(initial=0)))
+        self.rows: Float = np.concatenate([steps > level for level in levels], axis=1, dtype=np.float32)
+        """Steps that every channel asks for, of all that some channel asks for, float32 [channels, steps]."""
 
-    def steps(self, order: Index) -> int:
-        """Steps of the layer."""
-        return _steps(self.counts[order], self.grid)
+    def steps(self, counts: Float) -> int:
+        """Steps of the layer. counts : how many channels of every tile ask for each, float32 [tiles, steps]."""
+        return int(np.count_nonzero(counts))
 
-    def prices(self, order: Index, slots: Index) -> Float:
-        """Steps of every tile with each of the channels at `slots` (one of each tile). float32 [slots, tiles]."""
-        columns, macs = self.grid.columns, self.grid.macs
-        picked = self.counts[order[slots]]
-        prices = np.empty((len(slots), len(slots)), dtype=np.float32)
-        for tile, slot in enumerate(slots):
-            members = np.arange(tile * columns, min((tile + 1) * columns, len(order)))
-            others = order[members[members != slot]]
-            rest = self.counts[others].max(axis=0, initial=0)
-            prices[:, tile] = (-(-np.maximum(picked, rest) // macs)).sum(axis=1)
+    def prices(self, picked: Index, rest: Float, temperature: float) -> Float:
+        """About how many steps each picked channel would add to each tile. float32 [picked, tiles].
+
+        rest : how many channels ask for each step without the picked ones, float32 [tiles, steps].
+        """
+        prices: Float = self.rows[picked] @ np.exp(-rest / np.float32(temperature)).T
         return prices
 
 
@@ -134,7 +134,7 @@ def step_order(
     readers: Sequence[NDArray[np.bool_]],
     writers: Sequence[NDArray[np.bool_]],
     grid: Grid,
-    rounds: int = 60,
+    rounds: int = 120,
     run: int = 0,
 ) -> tuple[Index, int, int]:
     """An order of channels in which the layers that read and make them take fewer steps.
@@ -145,15 +145,30 @@ def step_order(
     old one unless it saves steps.
     """
     rng = np.random.default_rng(0)
-    state = _Search(size, [Reader(r, grid) for r in readers], [_Writer(w, grid) for w in writers], grid, run or size)
+    reading = [Reader(r, grid) for r in readers]
+    making = [_Writer(w, grid) for w in writers if w.any()]
+    state = _Search(size, reading, making, grid, run or size)
     before = state.best
-    for start in _starts(state.readers, state.writers):
-        state.consider(start[np.argsort(start // state.run, kind="stable")])
-    for _ in range(rounds if writers else 0):
-        state.exchange_tiles(rng)
-    for _ in range(rounds if readers else 0):
-        state.exchange_windows(rng)
+    for start in _starts(reading, making):
+        within = start[np.argsort(start // state.run, kind="stable")]
+        state.consider(within, state.counts_of(within))
+    for temperatures in _schedule(rounds, bool(reading), bool(making)):
+        state.exchange(rng, *temperatures)
     return state.order, before, state.best
+
+
+def _schedule(rounds: int, readers: bool, writers: bool) -> list[tuple[float, float]]:
+    """Temperatures of windows and tiles in every round; 0 leaves windows out.
+
+    With both, tiles are made without regard to windows at first: a channel finds a window in any tile, but few tiles.
+    """
+    if not (readers and writers):
+        falling = np.geomspace(HOT, COLD, rounds).tolist()
+        return list(zip(falling, falling, strict=True))
+    first = rounds // 2
+    alone = [(0.0, t) for t in np.geomspace(HOT, WARM / 2, first).tolist()]
+    windows, tiles = (np.geomspace(t, COLD, rounds - first).tolist() for t in (WARM, WARM / 2))
+    return alone + list(zip(windows, tiles, strict=True))
 
 
 def _starts(readers: list[Reader], writers: list[_Writer]) -> list[Index]:
@@ -178,63 +193,58 @@ class _Search:
     """The best order so far, and rounds that try to better it."""
 
     def __init__(self, size: int, readers: list[Reader], writers: list[_Writer], grid: Grid, run: int) -> None:
-        self.readers, self.writers, self.grid, self.run = readers, writers, grid, run
-        self.windows = np.arange(0, size, grid.group)
-        self.tiles = np.arange(0, size, grid.columns)
+        self.layers: list[tuple[Reader | _Writer, int]] = [
+            *((r, grid.group) for r in readers),
+            *((w, grid.columns) for w in writers),
+        ]
+        """Layers, each with the number of channels that stand together in it: of a window, of a tile."""
+        self.run = run
+        self.cells = np.arange(0, size, min(grid.group, grid.columns))
+        """Where runs of places begin that share both window and tile."""
         self.order: Index = np.arange(size)
         self.walk: Index = self.order
-        """Where the rounds are: the soft maximum may lead uphill before it leads down."""
-        self.best = self.steps(self.order)
+        """Where the rounds are: they lead uphill before they lead down."""
+        self.counts = self.counts_of(self.order)
+        """What stands in every window or tile of each layer, where the rounds are."""
+        self.best = self.steps(self.counts)
 
-    def steps(self, order: Index) -> int:
+    def counts_of(self, order: Index) -> list[Float]:
+        """Sums of the rows of every window or tile, for each layer."""
+        return [np.add.reduceat(x.rows[order], np.arange(0, len(order), span), axis=0) for x, span in self.layers]
+
+    def steps(self, counts: list[Float]) -> int:
         """Steps of all layers."""
-        made = sum(w.steps(order) for w in self.writers)
-        return made + sum(r.steps(r.counts(order, self.windows)) for r in self.readers)
+        return sum(layer.steps(count) for (layer, _), count in zip(self.layers, counts, strict=True))
 
-    def consider(self, order: Index) -> bool:
-        """Keep an order when it is no worse."""
-        steps = self.steps(order)
-        if steps > self.best:
-            return False
-        self.order, self.walk, self.best = order, order, steps
-        return True
+    def consider(self, order: Index, counts: list[Float]) -> None:
+        """Go on from an order, and keep it when it is no worse than the best."""
+        self.walk, self.counts, steps = order, counts, self.steps(counts)
+        if steps <= self.best:
+            self.order, self.best = order, steps
 
-    def exchange_windows(self, rng: np.random.Generator) -> None:
-        """One channel of every window finds a new window; of the same tile, where the order of tiles matters."""
-        sizes = np.diff([*self.windows, len(self.walk)])
-        slots = self.windows + rng.integers(0, sizes)
-        picked = self.walk[slots]
+    def exchange(self, rng: np.random.Generator, reading: float, making: float) -> None:
+        """One channel of every cell finds a new place, at temperatures of windows (0: any will do) and of tiles."""
+        slots = self.cells + rng.integers(0, np.diff([*self.cells, len(self.walk)]))
+        picked, run = self.walk[slots], slots // self.run
         prices = np.zeros((len(slots), len(slots)), dtype=np.float32)
-        for reader in self.readers:
-            rest = reader.counts(self.walk, self.windows) - reader.rows[picked]
-            prices += reader.prices(picked, rest)
-        if self.writers:
-            tile = self.windows // self.grid.columns
-            prices[tile[:, np.newaxis] != tile] += FORBIDDEN
-        self._assign(slots, prices)
-
-    def exchange_tiles(self, rng: np.random.Generator) -> None:
-        """One channel of every tile finds a new tile, in the window that another left."""
-        sizes = np.diff([*self.tiles, len(self.walk)])
-        slots = self.tiles + rng.integers(0, sizes)
-        picked = self.walk[slots]
-        prices = np.zeros((len(slots), len(slots)), dtype=np.float32)
-        for writer in self.writers:
-            prices += writer.prices(self.walk, slots)
-        home = slots // self.grid.group
-        for reader in self.readers:
-            rest = reader.counts(self.walk, self.windows)[home] - reader.rows[picked]
-            prices += reader.prices(picked, rest) / self.grid.macs
-        self._assign(slots, prices)
-
-    def _assign(self, slots: Index, prices: Float) -> None:
-        run = slots // self.run
+        for (layer, span), count in zip(self.layers, self.counts, strict=True):
+            temperature = reading if isinstance(layer, Reader) else making
+            _add(count, slots // span, -layer.rows[picked])
+            if temperature:
+                prices += layer.prices(picked, count, temperature)[:, slots // span]
         prices[run[:, np.newaxis] != run] += FORBIDDEN
         which, where = linear_sum_assignment(prices)
         order = self.walk.copy()
-        order[slots[where]] = self.walk[slots[which]]
-        if not self.consider(order) and not self.writers:
-            self.walk = order
+        order[slots[where]] = picked[which]
+        for (layer, span), count in zip(self.layers, self.counts, strict=True):
+            _add(count, slots // span, layer.rows[order[slots]])
+        self.consider(order, self.counts)
+
+
+def _add(counts: Float, places: Index, rows: Float) -> None:
+    """Add rows at places that ascend, several of them perhaps at one."""
+    first = np.flatnonzero(np.diff(places, prepend=-1))
+    counts[places[first]] += np.add.reduceat(rows, first, axis=0)
 
 
 # --- keeping what N:M keeps ------------------------------------------------------------------------------------------
