@@ -30,13 +30,12 @@ def pack(
         raise ValueError(f"weights must have shape [{addresses.shape[0]}, up to {spec.columns}], not {weights.shape}")
     if addresses.size and (np.any(np.diff(addresses) <= 0) or addresses[0] < 0):
         raise ValueError("addresses must be non-negative and strictly ascending")
-    present = np.ones_like(weights, dtype=np.bool_) if keep_zeros else weights != 0
-    columns, rows = np.nonzero(present.T)
     starts = np.zeros(spec.columns + 1, dtype=np.int64)
-    starts[1 : weights.shape[1] + 1] = np.cumsum(np.count_nonzero(present, axis=0))
-    starts[weights.shape[1] + 1 :] = starts[weights.shape[1]]
-    where = addresses[rows]
-    value = weights[rows, columns]
+    starts[1 : weights.shape[1] + 1] = weights.shape[0] if keep_zeros else np.count_nonzero(weights, axis=0)
+    starts = np.cumsum(starts)
+    where = np.empty(starts[-1], dtype=np.int64)
+    value = np.empty(starts[-1], dtype=np.int8)
+    _list(addresses, np.ascontiguousarray(weights, dtype=np.int8), keep_zeros, starts[:-1].copy(), where, value)
     steps = _walk(where, starts, spec.group, spec.macs, spec.hop, np.empty(0, np.int64), value, _NO_I8, _NO_U8)
     offsets = np.empty(steps, dtype=np.int64)
     values = np.zeros((steps, spec.columns, spec.macs), dtype=np.int8)
@@ -47,6 +46,24 @@ def pack(
 
 _NO_I8 = np.empty((0, 0, 0), dtype=np.int8)
 _NO_U8 = np.empty((0, 0, 0), dtype=np.uint8)
+
+
+@jit
+def _list(  # pragma: no cover - compiled
+    addresses: NDArray[np.int64],
+    weights: NDArray[np.int8],
+    keep_zeros: bool,
+    following: NDArray[np.int64],
+    where: NDArray[np.int64],
+    value: NDArray[np.int8],
+) -> None:
+    """Address and value of every nonzero, column after column; following : where each column begins."""
+    for k in range(weights.shape[0]):
+        for c in range(weights.shape[1]):
+            if keep_zeros or weights[k, c] != 0:
+                where[following[c]] = addresses[k]
+                value[following[c]] = weights[k, c]
+                following[c] += 1
 
 
 @jit

@@ -35,10 +35,7 @@ def split(problem: Problem, streams: tuple[UnitStreams, ...], whole: Mapping) ->
     fewest = _lane_positions(whole.bands[0])
     single = max(int(s.steps.max()) for s in streams) <= whole.steps_at_once
     best: Mapping | None = None
-    for bands in _halves(problem):
-        positions = sum(b.tile[0] * b.tile[1] for b in bands)
-        if positions >= fewest:
-            continue
+    for bands in _halves(problem, fewest):
         if single and bands_fit(problem, streams, bands):
             found: Mapping | None = replace(whole, bands=bands, order="tiles", resident=False)
         else:
@@ -143,27 +140,32 @@ def _along(size: int, lanes: int, tile: int) -> int:
     return full * tile + -(-rest // lanes)
 
 
-def _halves(problem: Problem) -> Iterator[tuple[Band, Band]]:
-    """Two bands, one above or beside the other, each with its best lane grid."""
+def _halves(problem: Problem, fewest: int) -> Iterator[tuple[Band, Band]]:
+    """Two bands, one above or beside the other, each with its best lane grid: fewer than `fewest` positions a lane."""
     rows, pixels = problem.out
     lanes = problem.spec.lanes
-    for y in range(1, rows):
-        yield _band(0, 0, y, pixels, lanes), _band(y, 0, rows - y, pixels, lanes)
-    for x in range(1, pixels):
-        yield _band(0, 0, rows, x, lanes), _band(0, x, rows, pixels - x, lanes)
+    cuts = [((0, 0, y, pixels), (y, 0, rows - y, pixels)) for y in range(1, rows)]
+    cuts += [((0, 0, rows, x), (0, x, rows, pixels - x)) for x in range(1, pixels)]
+    for upper, lower in cuts:
+        if _best_grid(*upper[2:], lanes)[0] + _best_grid(*lower[2:], lanes)[0] < fewest:
+            yield _band(*upper, lanes), _band(*lower, lanes)
 
 
 @lru_cache(maxsize=4096)
-def _band(y: int, x: int, rows: int, pixels: int, lanes: int) -> Band:
-    """A band as one macro tile, under the grid that leaves fewest lanes idle; of equals, the widest tile."""
+def _best_grid(rows: int, pixels: int, lanes: int) -> tuple[int, int, int, int, tuple[int, int]]:
+    """(positions, - width, grid, lane rows, tile) of a band as one macro tile, with fewest lanes idle."""
     found = []
     for grid in range(lanes.bit_length()):
         lane_rows = max(1, min(lanes >> grid, rows))
         tile = (-(-rows // lane_rows), -(-pixels // (1 << grid)))
         found.append((tile[0] * tile[1], -tile[1], grid, lane_rows, tile))
-    _, _, grid, lane_rows, tile = min(found)
-    lane_rows = -(-rows // tile[0])
-    return Band(y=y, x=x, rows=rows, pixels=pixels, grid=grid, lane_rows=lane_rows, tile=tile)
+    return min(found)
+
+
+def _band(y: int, x: int, rows: int, pixels: int, lanes: int) -> Band:
+    """A band as one macro tile, under the grid that leaves fewest lanes idle; of equals, the widest tile."""
+    _, _, grid, _, tile = _best_grid(rows, pixels, lanes)
+    return Band(y=y, x=x, rows=rows, pixels=pixels, grid=grid, lane_rows=-(-rows // tile[0]), tile=tile)
 
 
 def bands_fit(

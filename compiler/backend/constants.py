@@ -24,7 +24,8 @@ class ConstantPool:
         """Place bytes (padded to whole beats) and return their beat address."""
         key = data.tobytes()
         if key not in self._known:
-            padded = np.pad(data, (0, -data.size % self.beat))
+            spare = -data.size % self.beat
+            padded = np.concatenate([data, np.zeros(spare, dtype=np.uint8)]) if spare else data
             self._known[key] = (self.base + self._size) // self.beat
             self._parts.append(padded)
             self._size += padded.size

@@ -4,6 +4,7 @@ It only ranks; the cycles that count are the simulator's.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,13 +114,12 @@ def layer_work(
     spec, ty, tx = problem.spec, cut.ty, cut.tx
     interval = float(spec.beat_interval)
     rows, pixels = problem.out
-    steps = np.concatenate([s.steps for s in streams])
-    beats = np.array([t.beats(spec) for s in streams for t in s.tiles])
+    steps, beats, alike = _tiles(streams, spec)
     largest = float(beats.max()) * interval
     compute = compute_cycles(spec, steps, cut.per_lane, cut.macros * cut.subs)
     split = bool(steps.max() > steps_at_once(spec)) or chunks > 1
     again = cut.subs if split else np.ones_like(cut.subs)
-    if len({unit_records(s) for s in streams}) == 1 and (resident or order == "columns"):
+    if alike and (resident or order == "columns"):
         beats = beats[: len(streams[0].tiles)]  # all units share what the first one loads
 
     hy, hx = extents(problem, ty, 0), extents(problem, tx, 1)
@@ -166,6 +166,14 @@ def layer_work(
     )
 
 
+@lru_cache(maxsize=64)
+def _tiles(streams: tuple[UnitStreams, ...], spec: ArchSpec) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+    """Steps and beats of every column tile, int64 [tiles], and whether all units have the same records."""
+    steps = np.concatenate([s.steps for s in streams])
+    beats = np.array([t.beats(spec) for s in streams for t in s.tiles])
+    return steps, beats, len(streams) == 1 or len({unit_records(s) for s in streams}) == 1
+
+
 def alone(work: Work, macros: NDArray[np.int64], spec: ArchSpec, *, order: str, resident: bool) -> dict[str, Cycles]:
     """Cycles of a layer by itself, from a cold start to the last response, and what they are made of.
 
@@ -206,7 +214,8 @@ def extents(problem: Problem, positions: NDArray[np.int64], axis: int) -> NDArra
 
 def row_bytes(problem: Problem, positions: NDArray[np.int64]) -> NDArray[np.int64]:
     """Problem.row_bytes of many."""
-    return np.array([problem.row_bytes(n) for n in positions.tolist()], dtype=np.int64)
+    row = problem.row_unit
+    return -(-(extents(problem, positions, 1) * problem.pixel_bytes) // row) * row
 
 
 def steps_at_once(spec: ArchSpec) -> int:

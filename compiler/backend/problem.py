@@ -65,10 +65,14 @@ class Problem:
         """Bytes from a pixel of the input to the next: a channel block, or less where a tensor has few channels."""
         return self.inputs[0].block
 
+    @property
+    def row_unit(self) -> int:
+        """Bytes that a bank row is a multiple of: whole beats and whole windows, which a channel block is anyway."""
+        return self.spec.activation_row_bytes if self.pixel_bytes < self.spec.block else 1
+
     def row_bytes(self, positions: int) -> int:
-        """Bytes of a bank row with the inputs of so many neighbouring positions: whole beats and whole windows."""
-        row = self.spec.activation_row_bytes if self.pixel_bytes < self.spec.block else 1
-        return -(-(self.extent(positions, 1) * self.pixel_bytes) // row) * row
+        """Bytes of a bank row with the inputs of so many neighbouring positions."""
+        return -(-(self.extent(positions, 1) * self.pixel_bytes) // self.row_unit) * self.row_unit
 
     @property
     def tile_step(self) -> int:
