@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import astuple
 from typing import Any, Generic, TypeVar
 
+from gossamer.compiler.backend.matmul import MatMulProblem
 from gossamer.compiler.backend.problem import Problem
 from gossamer.compiler.layers import Conv
 
-__all__ = ["LIMIT", "Cache", "problem_key"]
+__all__ = ["LIMIT", "Cache", "problem_key", "product_key"]
 
 T = TypeVar("T")
 
@@ -43,6 +44,18 @@ class Cache(Generic[T]):
         while self._size > self.limit:
             self._size -= self._held.popitem(last=False)[1][1]
         return value
+
+
+def product_key(problem: MatMulProblem) -> bytes:
+    """Digest of everything that mapping a product looks at."""
+    layer = problem.layer
+    places = [(p.shape, p.block, p.border, p.heads) for p in (problem.a, problem.b, problem.output)]
+    facts = [problem.spec.to_dict(), layer.transposed, layer.products, layer.mask_tile, places, problem.out]
+    digest = hashlib.blake2b(json.dumps(facts).encode())
+    if layer.mask is not None:
+        digest.update(f"{layer.mask.shape}".encode())
+        digest.update(layer.mask.tobytes())
+    return digest.digest()
 
 
 def problem_key(problem: Problem) -> bytes:

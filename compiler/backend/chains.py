@@ -23,7 +23,7 @@ from gossamer.arch.program import LayerNote
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.timing import drain_latency, matmul_latency
 from gossamer.compiler.backend.bands import banded_work, bands_fit
-from gossamer.compiler.backend.cache import Cache, problem_key
+from gossamer.compiler.backend.cache import Cache
 from gossamer.compiler.backend.constants import ConstantPool
 from gossamer.compiler.backend.cost import Work, alone, layer_work, make_cut, steps_at_once
 from gossamer.compiler.backend.items import Item
@@ -254,7 +254,7 @@ def _make_chain(part: Sequence[MappedLayer], placements: Mapping[str, Placement]
         return None
     flat = _flat(layers, placements)
     members = [replace(m, problem=make_problem(m.layer, placements, spec, flat=flat)) for m in part]
-    key = b"".join(problem_key(m.problem) for m in members)
+    key = b"".join([bytes([flat]), *(m.key for m in members)])
     tiling = _KNOWN.get(key, lambda: _search(members), lambda _: len(key))
     if tiling is None:
         return None

@@ -7,7 +7,7 @@ import numpy as np
 from gossamer.arch.layout import Placement
 from gossamer.arch.program import LayerNote
 from gossamer.arch.spec import ArchSpec
-from gossamer.compiler.backend.cache import Cache, problem_key
+from gossamer.compiler.backend.cache import Cache, problem_key, product_key
 from gossamer.compiler.backend.constants import ConstantPool
 from gossamer.compiler.backend.heads import spread
 from gossamer.compiler.backend.items import Item
@@ -27,15 +27,19 @@ __all__ = ["MappedLayer", "MappedMatMul", "map_layer"]
 _KNOWN: Cache[tuple[tuple[UnitStreams, ...], Mapping]] = Cache()
 """Streams and mapping of layers that were compiled before."""
 
+_PRODUCTS: Cache[MatMulMapping] = Cache(1 << 12)
+"""Mappings of products that were searched before."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MappedLayer:
-    """A layer with its packed weights and the mapping that was found."""
+    """A layer with its packed weights and the mapping that was found. key : digest of what both depend on."""
 
     layer: Conv | MaxPool
     problem: Problem
     streams: tuple[UnitStreams, ...]
     mapping: Mapping
+    key: bytes
     kept: tuple[str, ...] = ()
 
     @property
@@ -124,7 +128,8 @@ def map_layer(
     """Pack a layer's weights and search its mapping, by cost or by `measure`. Raises CapacityError if nothing fits."""
     if isinstance(layer, MatMul):
         product = make_matmul(layer, placements, spec)
-        return MappedMatMul(problem=product, mapping=matmul_mapping(product))
+        found = _PRODUCTS.get(product_key(product), lambda: matmul_mapping(product), lambda _: 1)
+        return MappedMatMul(problem=product, mapping=found)
     problem = make_problem(*spread(layer, placements), spec)
 
     def find() -> tuple[tuple[UnitStreams, ...], Mapping]:
@@ -134,7 +139,7 @@ def map_layer(
 
     key = problem_key(problem) + (b"measured" if measure else b"")
     streams, mapping = _KNOWN.get(key, find, lambda found: _held_bytes(found[0]))
-    return MappedLayer(layer=layer, problem=problem, streams=streams, mapping=mapping)
+    return MappedLayer(layer=layer, problem=problem, streams=streams, mapping=mapping, key=key)
 
 
 def _held_bytes(streams: tuple[UnitStreams, ...]) -> int:

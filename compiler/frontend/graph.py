@@ -38,6 +38,8 @@ class Graph:
     _producer: dict[str, str] = field(default_factory=dict)
     _readers: dict[str, dict[str, None]] = field(default_factory=dict)
     _age: int = 0
+    _sorted: tuple[str, ...] | None = None
+    """Names in order(), until an operation comes or goes."""
 
     def copy(self) -> "Graph":
         """A graph that can be changed without changing this one; operations and arrays are shared."""
@@ -54,12 +56,14 @@ class Graph:
             _producer=dict(self._producer),
             _readers={t: dict(r) for t, r in self._readers.items()},
             _age=self._age,
+            _sorted=self._sorted,
         )
 
     def add(self, op: Op, age: int | None = None) -> None:
         """Insert an operation; age places it among its equals in order()."""
         if op.name in self.dag:
             raise ModelError(f"graph {self.name!r}: two operations are called {op.name!r}")
+        self._sorted = None
         self._age += 1
         self.dag.add_node(op.name, op=op, age=self._age if age is None else age)
         for tensor in op.outputs:
@@ -83,6 +87,7 @@ class Graph:
             self._producer.pop(tensor, None)
         for tensor in op.reads:
             self._readers.get(tensor, {}).pop(name, None)
+        self._sorted = None
         self.dag.remove_node(name)
 
     def replace(self, old: str, *new: Op) -> None:
@@ -115,13 +120,14 @@ class Graph:
 
     def order(self) -> list[Op]:
         """Operations in a valid order, the model's own where there is a choice."""
-        ages = self.dag.nodes
-        try:
-            names = list(nx.lexicographical_topological_sort(self.dag, key=lambda n: ages[n]["age"]))
-        except nx.NetworkXUnfeasible:
-            cycle = " -> ".join(edge[0] for edge in nx.find_cycle(self.dag))
-            raise ModelError(f"graph {self.name!r} has a cycle: {cycle}") from None
-        return [self.op(name) for name in names]
+        if self._sorted is None:
+            ages = self.dag.nodes
+            try:
+                self._sorted = tuple(nx.lexicographical_topological_sort(self.dag, key=lambda n: ages[n]["age"]))
+            except nx.NetworkXUnfeasible:
+                cycle = " -> ".join(edge[0] for edge in nx.find_cycle(self.dag))
+                raise ModelError(f"graph {self.name!r} has a cycle: {cycle}") from None
+        return [self.op(name) for name in self._sorted]
 
     def __iter__(self) -> Iterator[Op]:
         return iter(self.order())
