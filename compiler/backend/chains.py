@@ -5,9 +5,10 @@ if each of its positions needs only that position: a pointwise convolution (1 x 
 anything: a 3 x 3 and the 1 x 1 behind it, a depthwise and its projection, the two products of a feed-forward block. A
 3 x 3 behind a 1 x 1 needs its neighbours' positions, which other lanes hold, and goes through DRAM.
 
-All layers of a chain are cut alike. With one macro tile they follow each other; with several, tile by tile, a layer
-one tile behind the layer before it, so that the array never waits for a DRAIN; or, if all tiles fit at once ("tiles"),
-layer by layer, so that weights pass once.
+All layers of a chain are cut alike. With one macro tile they follow each other. With several, each layer works one tile
+behind the layer before it, and their MATMULs are mixed: none waits for the DRAIN of another, and a layer that keeps the
+PPUs busy runs beside one that keeps the array busy. If all tiles fit at once ("tiles"), layers follow each other, so
+that weights pass once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,9 +33,10 @@ from gossamer.compiler.backend.mapping import bank_bytes, bound, grids, loadable
 from gossamer.compiler.backend.problem import is_flat, make_problem
 from gossamer.compiler.backend.refine import Measure, measured_program
 from gossamer.compiler.backend.schedule import Kept, LayerSchedule, keep
+from gossamer.compiler.backend.streams import UnitStreams
 from gossamer.compiler.backend.tiling import Cost, overlapped
 from gossamer.compiler.backend.tiling import Mapping as Tiling
-from gossamer.compiler.backend.transfers import macros
+from gossamer.compiler.backend.transfers import Macro, macros
 from gossamer.compiler.layers import Conv, MaxPool, Network
 
 __all__ = ["MappedChain", "find_chains"]
@@ -92,20 +94,33 @@ class MappedChain:
                 share=2 * len(self.members),
                 macros=every,
                 below=below,
+                positions=self._positions(m, every),
             )
             for k, m in enumerate(self.members)
         ]
         if tiling.order == "tiles":
             return [item for schedule in schedules for item in schedule.items()]
         units = [schedule.units() for schedule in schedules]
-        return [
-            item
-            for turn in range(len(every) + len(units) - 1)
-            for k, of_layer in enumerate(units)
-            if 0 <= turn - k < len(every)
-            for unit in of_layer
-            for item in unit.macro_items(every[turn - k])
-        ]
+        out: list[Item] = []
+        for turn in range(len(every) + len(units) - 1):
+            working = [(every[turn - k], of_layer) for k, of_layer in enumerate(units) if 0 <= turn - k < len(every)]
+            out += _woven([[i for unit in of_layer for i in unit.macro_items(macro)] for macro, of_layer in working])
+        return out
+
+    def _positions(self, member: MappedLayer, every: Sequence[Macro]) -> int:
+        """Most positions of a MATMUL: a layer of few column tiles that keeps the array busy is cut, to mix with others.
+
+        Not into bits, between which the array would wait for its own pipeline.
+        """
+        spec, positions = member.problem.spec, every[0].tile[0] * every[0].tile[1]
+        if member.mapping.order == "tiles" or len(every) == 1:
+            return positions
+        tiles, steps = ([sum(f(s) for s in m.streams) for m in self.members] for f in (_tile_count, _step_count))
+        mine = self.members.index(member)
+        if steps[mine] < 2 * spec.column_groups * tiles[mine]:
+            return positions
+        least = -(-2 * (matmul_latency(spec) + drain_latency(spec)) * tiles[mine] // max(1, steps[mine]))
+        return max(least, -(-positions * tiles[mine] // max(tiles)))
 
     def note(self, first: int, count: int) -> LayerNote:
         """What it is; first, count : its instructions."""
@@ -128,6 +143,28 @@ class MappedChain:
             write_beats=sum(b[2] for b in bounds),
             mapping=f"{notes[0].mapping}, {len(notes)} layers on chip",
         )
+
+
+def _tile_count(streams: UnitStreams) -> int:
+    return len(streams.tiles)
+
+
+def _step_count(streams: UnitStreams) -> int:
+    return int(streams.steps.sum())
+
+
+def _woven(layers: Sequence[Sequence[Item]]) -> Iterator[Item]:
+    """Items of layers that do not wait for each other, evenly mixed: one keeps the PPUs busy, another the array."""
+    marked: list[tuple[float, int, Sequence[Item]]] = []
+    for k, items in enumerate(layers):
+        sums, begin = [], 0
+        for i, item in enumerate(items):
+            if item.drain is not None:  # what adds to the same accumulators stays together
+                sums.append(items[begin : i + 1])
+                begin = i + 1
+        marked += [((i + 0.5) / len(sums), k, part) for i, part in enumerate(sums)]
+    for _, _, part in sorted(marked, key=lambda m: m[:2]):
+        yield from part
 
 
 def find_chains(
