@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.networks import random_codes, random_conv, random_network, random_tensor, reference
+from support.exact import check_exact
+from support.networks import random_conv, random_network, random_tensor
 from support.specs import random_spec
 
 import gossamer
@@ -25,21 +26,6 @@ def one_layer(conv, x: Tensor, y: Tensor, *others: Tensor) -> Network:
     return Network(
         name="one", tensors=tensors, stages=(conv,), inputs=tuple(t.name for t in (x, *others)), outputs=(y.name,)
     )
-
-
-def check_exact(network: Network, spec: ArchSpec, seed: int) -> Program:
-    """Every tensor in DRAM equals the reference, with garbage in every memory that nobody wrote."""
-    rng = np.random.default_rng(seed)
-    codes = {name: random_codes(rng, network.tensors[name]) for name in network.inputs}
-    expected = reference(network, codes)
-    program = build_program(network, spec)
-    run = simulate(program, codes, garbage=seed)
-    for name, place in program.tensors.items():
-        got = place.from_memory(run.memory[place.address : place.address + place.size])
-        np.testing.assert_array_equal(got, expected[name], err_msg=f"{name} on {spec.name}")
-    assert run.cycles >= program.bound > 0
-    assert program.bound <= sum(note.bound(spec) for note in program.layers)
-    return program
 
 
 @pytest.mark.parametrize("preset", preset_names())

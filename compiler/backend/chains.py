@@ -15,26 +15,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gossamer.arch.errors import CapacityError
 from gossamer.arch.layout import Placement
 from gossamer.arch.program import LayerNote
-from gossamer.arch.spec import ArchSpec
 from gossamer.arch.timing import drain_latency, matmul_latency
-from gossamer.compiler.backend.bands import banded_work, bands_fit
 from gossamer.compiler.backend.cache import Cache
+from gossamer.compiler.backend.chain_mapping import search_chain
 from gossamer.compiler.backend.constants import ConstantPool
-from gossamer.compiler.backend.cost import Work, alone, layer_work, make_cut, steps_at_once
 from gossamer.compiler.backend.items import Item
 from gossamer.compiler.backend.mapped import MappedLayer, MappedMatMul
-from gossamer.compiler.backend.mapping import bank_bytes, bound, grids, loadable, tile_sizes, whole_map
+from gossamer.compiler.backend.mapping import bound
 from gossamer.compiler.backend.problem import is_flat, make_problem
 from gossamer.compiler.backend.refine import Measure, measured_program
 from gossamer.compiler.backend.schedule import Kept, LayerSchedule, keep
 from gossamer.compiler.backend.streams import UnitStreams
-from gossamer.compiler.backend.tiling import Cost, overlapped
 from gossamer.compiler.backend.tiling import Mapping as Tiling
 from gossamer.compiler.backend.transfers import Macro, macros
 from gossamer.compiler.layers import Conv, MaxPool, Network
@@ -237,9 +231,6 @@ def _flat(layers: Sequence[Conv | MaxPool], placements: Mapping[str, Placement])
     return all(is_flat(layer, placements) for layer in layers)
 
 
-# ---- which of a run of links ----
-
-
 def _best_cuts(
     members: Sequence[MappedLayer],
     places: Sequence[int],
@@ -292,108 +283,7 @@ def _make_chain(part: Sequence[MappedLayer], placements: Mapping[str, Placement]
     flat = _flat(layers, placements)
     members = [replace(m, problem=make_problem(m.layer, placements, spec, flat=flat)) for m in part]
     key = b"".join([bytes([flat]), *(m.key for m in members)])
-    tiling = _KNOWN.get(key, lambda: _search(members), lambda _: len(key))
+    tiling = _KNOWN.get(key, lambda: search_chain(members), lambda _: len(key))
     if tiling is None:
         return None
     return MappedChain(members=tuple(replace(m, mapping=tiling) for m in members))
-
-
-# ---- its mapping ----
-
-
-def _search(members: Sequence[MappedLayer]) -> Tiling | None:
-    """The cheapest mapping that all layers of a chain share."""
-    found = [t for grid, lane_rows in grids(members[0].problem) if (t := _under(members, grid, lane_rows))]
-    found += [t for m in members if len(m.mapping.bands) > 1 and (t := _in_bands(members, m.mapping))]
-    return min(found, key=lambda t: t.cost.flowing) if found else None
-
-
-def _under(members: Sequence[MappedLayer], grid: int, lane_rows: int) -> Tiling | None:
-    """The best tile under a lane grid, tile by tile."""
-    first, spec = members[0].problem, members[0].problem.spec
-    width = 1 << grid
-    ty, tx = tile_sizes(first, lane_rows, width)
-    inputs = bank_bytes(first, ty, tx)
-    row = spec.activation_row_bytes
-    between = sum(-(-bank_bytes(m.problem, ty, tx) // row) * row for m in members[1:])
-    cut = make_cut(first, lane_rows, width, ty, tx)
-    between = between * np.where(cut.macros > 1, 2, 1)  # the next tile's, while this one is read
-    legal = loadable(first, lane_rows, width, ty, tx) & (inputs + between <= spec.activation_bytes)
-    legal &= ty * tx * spec.block <= spec.output_bytes
-    if not legal.any():
-        return None
-    cut = make_cut(first, lane_rows, width, ty[legal], tx[legal])
-    inputs, between = inputs[legal], between[legal]
-    resident = sum(int(s.steps.sum()) for m in members for s in m.streams) <= spec.weight_steps
-    works = [layer_work(m.problem, m.streams, cut, inputs + between // 2, resident=resident) for m in members]
-    work = _together(works)
-    part = spec.activation_bytes // spec.activation_partitions
-    crowded = (cut.macros > 1) & (2 * inputs > (spec.activation_bytes - between) // part * part)
-    waits = np.where(crowded, np.maximum(work.waits_for_inputs, work.inputs), work.waits_for_inputs)
-    cost = alone(replace(work, waits_for_inputs=waits), cut.macros, spec, order="map", resident=resident)
-    links = (np.minimum(cut.ty * cut.tx, spec.depth) * spec.column_groups + _link(spec)) * (len(works) - 1)
-    cost["cycles"] = np.where(cut.macros > 1, cost["cycles"], _one_by_one(works, spec) + links)
-    i = int(np.argmin(cost["cycles"]))
-    return Tiling(
-        bands=(whole_map(first, grid, lane_rows, (int(cut.ty[i]), int(cut.tx[i]))),),
-        chunks=1,
-        steps_at_once=steps_at_once(spec),
-        order="map",
-        resident=resident,
-        cost=Cost(**{k: float(v[i]) for k, v in cost.items()}),
-    )
-
-
-def _link(spec: ArchSpec) -> int:
-    """Cycles from a layer's last slot to the next one's first, where nothing else is there to do, without the DRAIN."""
-    return drain_latency(spec) + matmul_latency(spec)
-
-
-def _one_by_one(works: Sequence[Work], spec: ArchSpec) -> NDArray[np.float64]:
-    """Cycles of a chain whose layers follow each other: what one of them reads or writes hides behind it alone."""
-    first, last = works[0], works[-1]
-    flowing = [
-        overlapped(
-            w.compute,
-            w.weights + w.residual + w.parameters + (w.inputs if w is first else 0.0),
-            w.write if w is last else np.zeros_like(w.write),
-        )
-        + 2.0 * w.items
-        for w in works
-    ]
-    waits = first.waits_for_inputs + last.waits_for_outputs
-    return np.asarray(np.sum(flowing, axis=0) + waits + first.start(spec) + last.finish)
-
-
-def _in_bands(members: Sequence[MappedLayer], tiling: Tiling) -> Tiling | None:
-    """Two bands that one of the layers found best, for all of them, layer by layer."""
-    first, spec, bands = members[0].problem, members[0].problem.spec, tiling.bands
-    ty, tx = (np.array([b.tile[axis] for b in bands]) for axis in (0, 1))
-    between = sum(int(bank_bytes(m.problem, ty, tx).sum()) for m in members[1:])
-    pieces = max(int(s.steps.max()) for m in members for s in m.streams)
-    if any(b.macros > 1 for b in bands) or pieces > steps_at_once(spec):
-        return None
-    if not bands_fit(first, members[0].streams, bands, spec.activation_bytes - between):
-        return None
-    works = [banded_work(m.problem, m.streams, bands) for m in members]
-    cost = alone(_together(works), np.array([len(bands)]), spec, order="tiles", resident=False)
-    cost["cycles"] = _one_by_one(works, spec) + _link(spec) * (len(works) - 1)
-    return replace(tiling, order="tiles", resident=False, cost=Cost(**{k: float(v[0]) for k, v in cost.items()}))
-
-
-def _together(works: Sequence[Work]) -> Work:
-    """The work of a chain: inputs of the first layer, outputs of the last, weights of all."""
-    first, last = works[0], works[-1]
-
-    def total(name: str) -> NDArray[np.float64]:
-        return np.asarray(np.sum([np.broadcast_to(getattr(w, name), first.compute.shape) for w in works], axis=0))
-
-    return replace(
-        first,
-        **{name: total(name) for name in ("array", "ppu", "compute", "weights", "residual", "items")},
-        parameters=sum(w.parameters for w in works),
-        write=last.write,
-        waits_for_outputs=last.waits_for_outputs,
-        largest=max(w.largest for w in works),
-        finish=last.finish,
-    )
