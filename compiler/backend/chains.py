@@ -18,7 +18,6 @@ from math import inf
 from gossamer.arch.errors import CapacityError
 from gossamer.arch.layout import Placement
 from gossamer.arch.program import LayerNote
-from gossamer.arch.timing import drain_latency, matmul_latency
 from gossamer.compiler.backend.cache import Cache
 from gossamer.compiler.backend.chain_mapping import search_chain
 from gossamer.compiler.backend.constants import ConstantPool
@@ -28,9 +27,8 @@ from gossamer.compiler.backend.mapping import bound
 from gossamer.compiler.backend.problem import is_flat, make_problem
 from gossamer.compiler.backend.refine import Measure, measured_program
 from gossamer.compiler.backend.schedule import Kept, LayerSchedule, keep
-from gossamer.compiler.backend.streams import UnitStreams
 from gossamer.compiler.backend.tiling import Mapping as Tiling
-from gossamer.compiler.backend.transfers import Macro, macros
+from gossamer.compiler.backend.transfers import macros
 from gossamer.compiler.layers import Conv, MaxPool, Network
 
 __all__ = ["MappedChain", "find_chains"]
@@ -88,7 +86,6 @@ class MappedChain:
                 share=2 * len(self.members),
                 macros=every,
                 below=below,
-                positions=self._positions(m, every),
             )
             for k, m in enumerate(self.members)
         ]
@@ -100,21 +97,6 @@ class MappedChain:
             working = [(every[turn - k], of_layer) for k, of_layer in enumerate(units) if 0 <= turn - k < len(every)]
             out += _woven([[i for unit in of_layer for i in unit.macro_items(macro)] for macro, of_layer in working])
         return out
-
-    def _positions(self, member: MappedLayer, every: Sequence[Macro]) -> int:
-        """Most positions of a MATMUL: a layer of few column tiles that keeps the array busy is cut, to mix with others.
-
-        Not into bits, between which the array would wait for its own pipeline.
-        """
-        spec, positions = member.problem.spec, every[0].tile[0] * every[0].tile[1]
-        if member.mapping.order == "tiles" or len(every) == 1:
-            return positions
-        tiles, steps = ([sum(f(s) for s in m.streams) for m in self.members] for f in (_tile_count, _step_count))
-        mine = self.members.index(member)
-        if steps[mine] < 2 * spec.column_groups * tiles[mine]:
-            return positions
-        least = -(-2 * (matmul_latency(spec) + drain_latency(spec)) * tiles[mine] // max(1, steps[mine]))
-        return max(least, -(-positions * tiles[mine] // max(tiles)))
 
     def note(self, first: int, count: int) -> LayerNote:
         """What it is; first, count : its instructions."""
@@ -137,14 +119,6 @@ class MappedChain:
             write_beats=sum(b[2] for b in bounds),
             mapping=f"{notes[0].mapping}, {len(notes)} layers on chip",
         )
-
-
-def _tile_count(streams: UnitStreams) -> int:
-    return len(streams.tiles)
-
-
-def _step_count(streams: UnitStreams) -> int:
-    return int(streams.steps.sum())
 
 
 def _woven(layers: Sequence[Sequence[Item]]) -> Iterator[Item]:
