@@ -51,9 +51,8 @@ _ACTIVATIONS: dict[str, tuple[float, float, tuple[int, ...] | None]] = {
 _TALLEST = {(16, 4): 6, (16, 2): 8, (16, 1): 8, (8, 1): 6, (4, 1): 2}
 """Rows of a tile of the kernel of rows by lanes and width: accumulators and operands within 32 or 16 registers."""
 _FEW, _LEAST = 11, 2
-"""Rows that the kernel of rows works on in the time in which that on lines, at the same cost, works on a vector: those
-of small calls, or what vectors leave over. And those for which it takes hardly longer than for one, since what it waits
-for is the weight."""
+"""Rows that the kernel of rows works on in the time in which that on lines, at the same cost, works on a vector; and
+those for which it takes hardly longer than for one, since what it waits for is the weight."""
 _PLAIN = 1.3
 """Cost for each nonzero up to which the kernel of rows is taken without a look at lines, which have to be turned."""
 
@@ -171,25 +170,9 @@ def _vectorised(
         return _decision(panels), lines
 
     def run(x: Floats, out: NDArray[Any], residual: Floats | None, begins: Begins = None) -> Calls | None:
-        count = out.shape[0]
-        if count <= few:
-            return rows(x, out, residual, begins)
-        whole = count - count % (lanes * threads)  # what is left over would be one more vector for somebody
-        if 0 < whole < count and max(count - whole, _LEAST) < few:
-            rows(*_part(slice(whole, count), x, out, residual, begins))
-            x, out, residual, begins = _part(slice(whole), x, out, residual, begins)
-        lines(x, out, residual, begins)
-        return None
+        return (rows if out.shape[0] <= few else lines)(x, out, residual, begins)
 
     return _decision(panels), run
-
-
-def _part(
-    some: slice, x: Floats, out: NDArray[Any], residual: Floats | None, begins: Begins
-) -> tuple[Floats, NDArray[Any], Floats | None, Begins]:
-    """The arguments of `Run` for some of their rows."""
-    second = None if residual is None else residual[some]
-    return (x[some], out[some], second, None) if begins is None else (x, out[some], second, begins[some])
 
 
 def _padded(values: Floats | None, count: int) -> Floats:

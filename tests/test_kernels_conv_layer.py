@@ -124,11 +124,11 @@ def test_float_kernels_are_met() -> None:
 
 
 @compiled
-@pytest.mark.parametrize(("rows", "n", "density"), [(1, 8, 0.1), (4, 8, 0.1), (17, 64, 0.4)])
-def test_maps_of_few_pixels(rows: int, n: int, density: float) -> None:
-    """Few rows have kernels of their own, as has a row that full vectors leave over; they know of windows too."""
+@pytest.mark.parametrize("rows", [1, 4])
+def test_maps_of_few_pixels(rows: int) -> None:
+    """Few rows have kernels of their own, which know of windows too."""
     rng = np.random.default_rng(2)
-    w = (rng.random((n, 36)) < density).astype(np.float32)
+    w = (rng.random((8, 36)) < 0.1).astype(np.float32)
     x = rng.integers(0, 9, (1, 3, 2 + rows, 4)).astype(np.float32)
     case = (x.shape[1:3], 4, (3, 3), (1, 1), (0, 0, 0, 0), (1, 1))
     out = prepare_float_conv(w, size=(3, 2 + rows), channels=4, kernel=(3, 3))(x)

@@ -90,11 +90,6 @@ def test_rows_and_threads_change_nothing(pattern: str) -> None:
     assert np.array_equal(prepare_float(w)(x[7:8]), out[7:8])
     assert np.array_equal(*(prepare_float(w, bias=bias)(some)[-1] for some in (x[6:7], x[:7])))
     assert np.array_equal(prepare_float(w, threads=2)(x), out)
-    for threads, count in ((1, 50), (2, 33)):  # two rows, or one, that full vectors leave over
-        assert np.array_equal(prepare_float(w, threads=threads)(x[:count]), out[:count])
-    second = prepare_float(w, residual=True)
-    residual = floats(rng, 61, 40)
-    assert np.array_equal(second(x[:17], residual=residual[:17]), second(x, residual=residual)[:17])
     kept = np.full((61, 40), 7, dtype=np.float32)
     assert prepare_float(w)(x[::-1], out=kept) is kept
     assert np.array_equal(kept, out[::-1])
