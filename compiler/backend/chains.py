@@ -18,6 +18,7 @@ from math import inf
 from gossamer.arch.errors import CapacityError
 from gossamer.arch.layout import Placement
 from gossamer.arch.program import LayerNote
+from gossamer.arch.timing import drain_latency, matmul_latency
 from gossamer.compiler.backend.cache import Cache
 from gossamer.compiler.backend.chain_mapping import search_chain
 from gossamer.compiler.backend.constants import ConstantPool
@@ -28,7 +29,7 @@ from gossamer.compiler.backend.problem import is_flat, make_problem
 from gossamer.compiler.backend.refine import Measure, measured_program
 from gossamer.compiler.backend.schedule import Kept, LayerSchedule, keep
 from gossamer.compiler.backend.tiling import Mapping as Tiling
-from gossamer.compiler.backend.transfers import macros
+from gossamer.compiler.backend.transfers import Macro, macros
 from gossamer.compiler.layers import Conv, MaxPool, Network
 
 __all__ = ["MappedChain", "find_chains"]
@@ -37,6 +38,9 @@ _LONGEST = 4
 """Layers of a chain."""
 _WORTH = 0.98
 """A chain is made if it takes at most this part of what its layers take apart: the cost is not surer than that."""
+
+_HEAVY = 4
+"""Times as long as the PPUs that the array must be busy with a layer for the layer to be cut."""
 
 _KNOWN: Cache[Tiling | None] = Cache()
 """Mappings of chains that were searched before."""
@@ -86,6 +90,7 @@ class MappedChain:
                 share=2 * len(self.members),
                 macros=every,
                 below=below,
+                positions=self._positions(k, every),
             )
             for k, m in enumerate(self.members)
         ]
@@ -97,6 +102,20 @@ class MappedChain:
             working = [(every[turn - k], of_layer) for k, of_layer in enumerate(units) if 0 <= turn - k < len(every)]
             out += _woven([[i for unit in of_layer for i in unit.macro_items(macro)] for macro, of_layer in working])
         return out
+
+    def _positions(self, which: int, every: Sequence[Macro]) -> int:
+        """Most positions of a MATMUL. A layer that keeps the array busy is cut, to mix with those that keep the PPUs so.
+
+        Not into bits, between which the array would wait for its own pipeline.
+        """
+        spec, positions = self.members[0].problem.spec, every[0].tile[0] * every[0].tile[1]
+        tiles = [sum(len(s.tiles) for s in m.streams) for m in self.members]
+        steps = sum(int(s.steps.sum()) for s in self.members[which].streams) / tiles[which]
+        if self.members[0].mapping.order == "tiles" or len(every) == 1 or steps < _HEAVY * spec.column_groups:
+            return positions
+        pieces = -(-(sum(tiles) - tiles[which]) // tiles[which])
+        least = -(-2 * (matmul_latency(spec) + drain_latency(spec)) // steps)
+        return max(int(least), -(-positions // pieces))
 
     def note(self, first: int, count: int) -> LayerNote:
         """What it is; first, count : its instructions."""

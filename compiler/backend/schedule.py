@@ -101,6 +101,7 @@ class LayerSchedule:
     share : of a memory, what constants that stay may take, as a fraction 1 / share.
     macros : its macro tiles, if not those that follow from the mapping.
     below : bytes of a bank that its inputs may take.
+    positions : of one MATMUL at most.
     """
 
     index: int
@@ -113,6 +114,7 @@ class LayerSchedule:
     share: int = 2
     macros: list[Macro] = field(default_factory=list)
     below: int = 1 << 62
+    positions: int = 1 << 62
     constants: dict[Key, Chunk] = field(default_factory=dict)
     """Chunks that all units share."""
     reserved: dict[str, list[Chunk]] = field(default_factory=dict)
@@ -285,7 +287,7 @@ class _UnitSchedule:
         spec, problem, parts = self.spec, self.problem, self.parts
         placed, tile = self.placed[macro.band], parts[0].tiles[t]
         out, first_element, out_row = self._out_chunk(macro, tile)
-        ny, nx = sub_tile(macro.tile, spec.depth)
+        ny, nx = sub_tile(macro.tile, min(spec.depth, self.layer.positions))
         row = bank(problem, self.mapping.bands[macro.band])[1]
         pixel = problem.pixel_bytes
         stride = problem.bank_stride
