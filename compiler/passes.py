@@ -137,7 +137,7 @@ def build_network(
     products: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Network:
-    """From an ONNX model (path, bytes or ModelProto; float32 or QDQ int8) to a Network.
+    """From an ONNX model (path, bytes or ModelProto; of floats or int8) to a Network.
 
     See import_model for dims, Options for the rest. Raises ModelError.
     """

@@ -38,7 +38,8 @@ def compile(
 ) -> Program:
     """Compile a network for an accelerator.
 
-    model : an ONNX file (path, bytes or ModelProto), float32 or QDQ int8; or a `compiler.layers.Network`.
+    model : an ONNX file (path, bytes or ModelProto), of floats or int8 (QDQ, QOperator, dynamic); or a Network
+            (compiler.layers).
     spec : an ArchSpec, a TOML file or the name of a preset.
     sparsity : a pattern such as "2:8", "block 16x16 70%" or "unstructured 90%" for all layers, or {glob: pattern};
                None keeps the weights, and finds the patterns they have.

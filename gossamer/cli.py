@@ -175,6 +175,12 @@ def _api(name: str) -> Callable[..., Any]:
     return function
 
 
+Refine = Annotated[bool, typer.Option("--refine", help="Choose mappings and chains by simulating the best few.")]
+Chains = Annotated[
+    bool, typer.Option("--chains/--no-chains", help="Keep tensors between layers on chip, or all of them in DRAM.")
+]
+
+
 @_command
 def compile(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)],
@@ -191,13 +197,8 @@ def compile(
     permute: Permute = False,
     calibration: Calibration = None,
     dim: Dims = None,
-    refine: Annotated[
-        bool, typer.Option("--refine", help="Choose mappings by simulating the best few of each layer.")
-    ] = False,
-    chains: Annotated[
-        bool,
-        typer.Option("--chains/--no-chains", help="Keep tensors between layers on chip, or all of them in DRAM."),
-    ] = True,
+    refine: Refine = False,
+    chains: Chains = True,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -328,6 +329,8 @@ def explain(
     permute: Permute = False,
     calibration: Calibration = None,
     dim: Dims = None,
+    refine: Refine = False,
+    chains: Chains = True,
     trials: Annotated[
         bool, typer.Option("--trials/--no-trials", help="Compile and simulate with one change at a time (a model).")
     ] = True,
@@ -355,25 +358,26 @@ def explain(
         else:
             if spec is None:
                 raise typer.BadParameter("a model needs SPEC")
-            from gossamer.compiler.backend.build import build_program
-            from gossamer.compiler.backend.fallback import fitted
             from gossamer.compiler.passes import build_network
 
             arch = ArchSpec.load(spec)
             network = build_network(
                 target,
                 sparsity=_patterns(sparsity or []),
+                sparsifier=sparsifier,
+                allocation=allocation,
+                permute=permute,
                 calibration=_load_arrays(calibration) if calibration else None,
                 dims=_dims(dim or []) or None,
                 spec=arch,
                 products=arch.dynamic_operands,
                 progress=lambda name: progress(name, 0, 0),
             )
-            program = build_program(fitted(network, arch), arch, progress)
+            program = _api("compile")(network, arch, refine=refine, chains=chains, progress=progress)
         run = _api("simulate")(program, values=False, progress=progress)
         tried = []
         if network is not None and trials:
-            tried = neighbours.try_changes(network, program.spec, run.cycles, progress)
+            tried = neighbours.try_changes(network, program.spec, run.cycles, progress, refine=refine, chains=chains)
     facts = explain.explain(run, tried)
     if picture is not None:
         pictures.explanation(facts, picture)

@@ -64,11 +64,18 @@ def changed_specs(spec: ArchSpec) -> Iterator[tuple[str, ArchSpec]]:
 
 
 def try_changes(
-    network: "Network", spec: ArchSpec, cycles: int, progress: Callable[[str, int, int], object] | None = None
+    network: "Network",
+    spec: ArchSpec,
+    cycles: int,
+    progress: Callable[[str, int, int], object] | None = None,
+    *,
+    refine: bool = False,
+    chains: bool = True,
 ) -> list[Trial]:
     """Compile and simulate the network with one change at a time, the best first.
 
-    cycles : what the network takes on `spec` as it is. Patterns are imposed on the quantised weights by magnitude:
+    cycles : what the network takes on `spec` as it is.  refine, chains : as in gossamer.compile.
+    Patterns are imposed on the quantised weights by magnitude:
     right for time, which does not depend on what the weights are, and no statement on accuracy.
     """
     jobs = [(text, network, changed) for text, changed in changed_specs(spec)]
@@ -80,18 +87,20 @@ def try_changes(
     for done, (text, candidate, changed) in enumerate(jobs):
         if progress:
             progress(f"try {text}", done, len(jobs))
-        found.append(_measure(text, candidate, changed, spec, cycles))
+        found.append(_measure(text, replace(candidate, notes=()), changed, spec, cycles, refine=refine, chains=chains))
     return sorted(found, key=lambda t: -t.speedup)
 
 
-def _measure(text: str, network: "Network", changed: ArchSpec, spec: ArchSpec, cycles: int) -> Trial:
-    from gossamer.compiler.backend.build import build_program
-    from gossamer.compiler.backend.fallback import fitted
+def _measure(
+    text: str, network: "Network", changed: ArchSpec, spec: ArchSpec, cycles: int, *, refine: bool, chains: bool
+) -> Trial:
+    from gossamer.api import compile
     from gossamer.sim.simulate import simulate
 
     taken, reason = None, ""
     try:
-        taken = simulate(build_program(fitted(network, changed), changed), values=False, check=False).cycles
+        program = compile(network, changed, refine=refine, chains=chains)
+        taken = simulate(program, values=False, check=False).cycles
     except GossamerError as error:
         reason = str(error)
     return Trial(

@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gossamer.arch.errors import CapacityError
 from gossamer.arch.isa import Op, column
@@ -14,6 +12,9 @@ from gossamer.arch.program import Program
 from gossamer.arch.spec import ArchSpec, preset_names
 from gossamer.compiler.backend import chains
 from gossamer.compiler.backend.build import build_program
+from gossamer.compiler.backend.mapped import map_layer
+from gossamer.compiler.backend.placing import place_tensors
+from gossamer.compiler.backend.refine import measured_program
 from gossamer.compiler.layers import Conv, MaxPool, Network, Tensor
 from gossamer.rtl.model import Model
 from gossamer.sim.simulate import simulate
@@ -26,8 +27,12 @@ from tests.support.specs import random_spec
 
 @pytest.fixture
 def eager(monkeypatch):
-    """Every chain that fits is made, whether it pays or not; nothing is remembered."""
-    monkeypatch.setattr(chains, "_WORTH", 1e9)
+    """Every chain that fits is made, the longest first, whether it pays or not; nothing is remembered."""
+
+    def taken(parts, *_) -> float:
+        return sum(0.0 if isinstance(part, chains.MappedChain) else 1.0 for part in parts)
+
+    monkeypatch.setattr(chains, "_taken", taken)
     monkeypatch.setattr(chains, "_KNOWN", chains.Cache())
 
 
@@ -44,8 +49,12 @@ def network_of(layers: list[tuple[Conv | MaxPool, Tensor]], x: Tensor, *others: 
 
 
 def chained(rng: np.random.Generator, largest: int = 40, side: int = 12, images: int = 2) -> Network:
-    """Something in front (k x k, depthwise, grouped, pooling), then pointwise layers, with what may follow sums."""
-    n, c = int(rng.integers(1, images + 1)), int(rng.integers(1, largest + 1))
+    """Something in front (k x k, depthwise, pooling), then pointwise layers, with what may follow sums.
+
+    The front may read a picture, whose few channels share beats; a layer behind that needs a border keeps the map from
+    being a row of pixels, so that bands may be worth it.
+    """
+    n, c = int(rng.integers(1, images + 1)), int(rng.choice([1, 3, rng.integers(1, largest + 1)]))
     x = random_tensor(rng, "x", (n, c, *(int(s) for s in rng.integers(1, side + 1, 2))))
     k = int(rng.choice([1, 2, 3]))
     k = min(k, *x.shape[2:])
@@ -81,28 +90,63 @@ def chained(rng: np.random.Generator, largest: int = 40, side: int = 12, images:
         layers.append(
             random_conv(rng, f"p{i}", before, channels, (1, 1), residual=residual, density=density, table=table)
         )
+    last = layers[-1][1]
+    if rng.random() < 0.5 and min(last.shape[2:]) > 1:
+        layers.append(random_conv(rng, "behind", last, 4, (3, 3), pads=(1,) * 4))
     return network_of(layers, x, *others)
+
+
+def chains_of(program: Program) -> list[str]:
+    return [note.mapping for note in program.layers if note.kind == "chain"]
 
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_random_chains_on_presets(preset, eager):
+    made = [
+        m for seed in range(12) for m in chains_of(check_exact(random_chain(seed, 22), ArchSpec.load(preset), seed))
+    ]
+    assert len(made) >= 6
+
+
+def random_chain(seed: int, side: int) -> Network:
+    return chained(np.random.default_rng(seed), side=side)
+
+
+@pytest.mark.parametrize("preset", ["server", "sat-2of8", "edge", "dense"])
+@pytest.mark.parametrize("side", [9, 13, 14, 22])
+def test_a_picture_is_not_cut_between_beats(preset, side, eager):
+    """Bands that a later layer found best do not fit a first one whose pixels share beats."""
+    rng = np.random.default_rng(side)
+    x = random_tensor(rng, "x", (1, 3, side, side))
+    front, y = random_conv(rng, "front", x, 32, (3, 3), pads=(1,) * 4)
+    project, z = random_conv(rng, "project", y, 64, (1, 1))
+    last, out = random_conv(rng, "last", z, 16, (3, 3), pads=(1,) * 4)
+    check_exact(network_of([(front, y), (project, z), (last, out)], x), ArchSpec.load(preset), side)
+
+
+def test_chains_in_bands(eager):
+    """14 x 14 on 16 lanes, both bands on chip, layer after layer."""
+    rng = np.random.default_rng(3)
+    x = random_tensor(rng, "x", (1, 64, 14, 14))
+    front, y = random_conv(rng, "front", x, 64, (3, 3), pads=(1,) * 4)
+    project, z = random_conv(rng, "project", y, 128, (1, 1))
+    last, out = random_conv(rng, "last", z, 16, (3, 3), pads=(1,) * 4)
+    network = network_of([(front, y), (project, z), (last, out)], x)
+    made = [m for spec in ("server", "edge") for m in chains_of(check_exact(network, ArchSpec.load(spec), 3))]
+    assert any(" and " in mapping for mapping in made)
+
+
+def test_random_chains_on_random_specs(eager):
+    """Odd machines: one lane, one column, V = M, H < M, PPUs narrower than the columns; buffers that hold something."""
     made = 0
-    for seed in range(8):
-        program = check_exact(chained(np.random.default_rng(seed)), ArchSpec.load(preset), seed)
-        made += sum(note.kind == "chain" for note in program.layers)
-    assert made >= 4
-
-
-@given(seed=st.integers(0, 2**32))
-@settings(max_examples=60)
-def test_random_chains_on_random_specs(seed):
-    rng = np.random.default_rng(seed)
-    spec = random_spec(rng)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chains, "_WORTH", 1e9)
-        patch.setattr(chains, "_KNOWN", chains.Cache())
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        spec = random_spec(rng)
+        buffers = ("activation_bytes", "output_bytes", "weight_steps", "offset_steps", "parameter_channels")
+        spec = spec.evolve(**{name: 8 * getattr(spec, name) for name in buffers})
         with suppress(CapacityError):  # some of these machines are too small for some of these layers
-            check_exact(chained(rng, largest=20, side=7), spec, seed % 1000)
+            made += len(chains_of(check_exact(chained(rng, largest=20, side=7), spec, seed)))
+    assert made >= 30
 
 
 def block(side: int = 28, channels: int = 128) -> Network:
@@ -131,7 +175,7 @@ def test_a_chain_saves_what_stays_on_chip():
     assert program.layers[0].bound(spec) < sum(n.bound(spec) for n in apart.layers)
 
 
-def test_layers_in_between_do_not_matter():
+def test_layers_in_between_do_not_matter(eager):
     """What stands between a chain's layers in the order of the network runs before it."""
     rng = np.random.default_rng(9)
     network = block()
@@ -170,7 +214,7 @@ def test_what_others_need_goes_to_memory(why, eager):
     assert y.name in program.tensors
 
 
-def test_the_checker_sees_a_chain():
+def test_the_checker_sees_a_chain(eager):
     """Without its wait for the DRAIN, the second layer would read what is not there yet."""
     program = build_program(block(), ArchSpec.load("server"))
     matrix = program.instructions.copy()
@@ -192,6 +236,26 @@ def test_a_chain_that_leaves_no_room_is_not_made(monkeypatch):
     assert [n.kind for n in program.layers] == ["conv", "conv"]
 
 
+def test_only_the_chain_that_does_not_fit_is_taken_apart(monkeypatch, eager):
+    rng = np.random.default_rng(1)
+    x = random_tensor(rng, "x", (1, 32, 8, 8))
+    made, source = [], x
+    for name in ("a", "b"):  # a border behind each keeps them apart
+        front, y = random_conv(rng, f"{name}.front", source, 32, (3, 3), pads=(1,) * 4)
+        project, source = random_conv(rng, f"{name}.project", y, 32, (1, 1))
+        made += [(front, y), (project, source)]
+    items = chains.MappedChain.items
+
+    def no_room_for_b(chain, *arguments):
+        if chain.name.startswith("b"):
+            raise CapacityError("no room")
+        return items(chain, *arguments)
+
+    monkeypatch.setattr(chains.MappedChain, "items", no_room_for_b)
+    program = check_exact(network_of(made, x), ArchSpec.load("server"), 1)
+    assert [n.name for n in program.layers] == ["a.front > a.project", "b.front", "b.project"]
+
+
 @needs_hardware_tools
 def test_hardware_runs_chains(eager):
     """Every event and every byte of chained Programs, on the machine that the other hardware tests build."""
@@ -211,13 +275,28 @@ def test_hardware_runs_chains(eager):
 
 
 def test_measured_chains_take_least():
-    """Whoever has a simulator decides by it: never slower than without chains, nor than by cost."""
+    """Who has a simulator compares a chain with its layers one after the other, and takes what is faster."""
 
     def measure(program: Program) -> int:
         return simulate(program, values=False, check=False).cycles
 
-    spec = ArchSpec.load("edge")
-    for seed in (1, 2, 5):
+    seen = {}
+    spec = ArchSpec.load("nm-2of4")
+    for seed in range(6):
         network = chained(np.random.default_rng(seed), images=1)
         chosen = measure(build_program(network, spec, measure=measure))
-        assert chosen <= 1.02 * min(measure(build_program(network, spec, chains=c)) for c in (True, False))
+        seen[seed] = chosen / min(measure(build_program(network, spec, chains=c)) for c in (True, False))
+    assert max(seen.values()) <= 1.04, seen  # each chain is measured by itself, not with what stands around it
+    assert min(seen.values()) < 1
+
+
+def test_what_a_layer_reads_is_stored_before_and_not_after():
+    """A second run of the same layers stores the tensor again: the first run's loads do not wait for that."""
+    rng = np.random.default_rng(5)
+    x = random_tensor(rng, "x", (1, 32, 12, 12))
+    front, y = random_conv(rng, "front", x, 32, (3, 3), pads=(1,) * 4)
+    last, z = random_conv(rng, "last", y, 32, (3, 3), pads=(1,) * 4)
+    network, spec = network_of([(front, y), (last, z)], x), ArchSpec.load("tiny")
+    places = place_tensors(network, spec)
+    program = measured_program([map_layer(layer, places, spec).items for layer in network.layers], spec, places)
+    assert simulate(program, values=False).cycles > 0

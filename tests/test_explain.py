@@ -165,3 +165,30 @@ def test_the_command(tmp_path: Path) -> None:
     assert json.loads(call("explain", tmp_path / "p.gsm", "--json").stdout) == explain(simulate(program, values=False))
     assert call("explain", tmp_path / "p.gsm", "edge").exit_code == 2
     assert call("explain", DIGITS).exit_code == 2
+
+
+def test_the_command_compiles_as_compile_does(tmp_path: Path) -> None:
+    """Every option that decides what is compiled is the same on both sides."""
+
+    def call(*args: object) -> object:
+        return CliRunner().invoke(cli.app, [str(a) for a in args], env={"COLUMNS": "200"})
+
+    np.savez(tmp_path / "c.npz", image=np.random.default_rng(0).random((4, 1, 8, 8)).astype(np.float32))
+    sparse = DIGITS.with_name("digits-dense.onnx")
+    for options in (
+        ["--sparsity", "unstructured 80%", "--permute"],
+        ["--sparsity", "dense | 4:8 | 2:8", "--allocation", "cost 70% by layer"],
+        ["--sparsity", "2:8", "--sparsifier", "wanda", "--no-chains"],
+        ["--refine"],
+    ):
+        options += ["--calibration", tmp_path / "c.npz"]
+        options += ["--sparsity", "*stem*=dense"] if "--sparsity" in options else []
+        made = call("compile", sparse, "-s", "sat-2of8", "-o", tmp_path / "p.gsm", *options)
+        assert made.exit_code == 0, made.output
+        cycles = simulate(Program.load(tmp_path / "p.gsm"), values=False).cycles
+        found = call("explain", sparse, "sat-2of8", "--no-trials", "--json", *options)
+        assert found.exit_code == 0, found.output
+        assert json.loads(found.stdout)["cycles"] == cycles
+    refused = call("explain", sparse, "sat-2of8", "--no-trials", "--sparsity", "2:8", "--sparsifier", "nonsense")
+    assert refused.exit_code == 1
+    assert "nonsense" in refused.output

@@ -375,3 +375,31 @@ def test_fused_convolution(activation):
     network = same(model, (1, 4, 6, 6))
     assert len(network.layers) == 2
     assert not hosts(network)
+
+
+@pytest.mark.parametrize("activation", ["Relu", "LeakyRelu"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_fused_gemm(activation, bias):
+    b = Builder(("x", (5, 16)))
+    more = {"activation_alpha": 0.3} if activation == "LeakyRelu" else {}
+    operands = ("x", b.weight(16, 8), *([b.weight(8)] if bias else []))
+    y = b.op("FusedGemm", *operands, activation=activation, alpha=1.0, beta=1.0, **more, **MS)
+    model = b.model(b.op("Gemm", y, b.weight(8, 4), b.weight(4)))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    network = same(model, (5, 16))
+    assert len(network.layers) == 2
+    assert not hosts(network)
+
+
+def test_codes_with_a_scale_for_each_channel_keep_their_axis():
+    """Behind a transposition the scales belong to another axis: such codes are not looked through."""
+    b = Builder(("x", (1, 3, 4, 5)))
+    scales, zeros = b.constant([0.01, 0.1, 1.0], np.float32), b.constant([0, 0, 0], np.int8)
+    codes = b.op("QuantizeLinear", "x", scales, zeros, axis=1)
+    real = b.op("DequantizeLinear", b.op("Transpose", codes, perm=[0, 2, 3, 1]), scales, zeros, axis=3)
+    model = b.model(b.op("Relu", real))
+    x = 3 * normal((1, 3, 4, 5), 0)
+    run = gossamer.simulate(gossamer.compile(model, "tiny", calibration={"x": x}), {"x": x})
+    (expected,) = run_onnx(model, {"x": x})
+    (found,) = run.outputs.values()
+    assert np.abs(found - expected).max() <= 0.02 * np.abs(expected).max()

@@ -19,16 +19,24 @@ from gossamer.compiler.backend.problem import Problem
 from gossamer.compiler.backend.streams import UnitStreams, unit_records
 from gossamer.compiler.backend.tiling import Band, Cost, Mapping, burst_cost, compute_cycles, sub_tile
 
-__all__ = ["banded_work", "bands_fit", "split"]
+__all__ = ["banded_work", "bands_fit", "may_have_bands", "split"]
+
+
+def may_have_bands(problem: Problem) -> bool:
+    """Whether a layer's inputs can be cut anywhere, in one image.
+
+    A sliding window packs its steps for one bank, and rows of a tensor with few channels are cut between beats only.
+    """
+    return problem.spec.hop == problem.spec.group and problem.images == 1 and problem.tile_step == 1
 
 
 def split(problem: Problem, streams: tuple[UnitStreams, ...], whole: Mapping) -> Mapping | None:
     """The mapping with two bands that saves most positions a lane, or None if none saves any and fits.
 
-    whole : the best mapping with one band. A sliding window (hop < group) packs its steps for one bank: no bands.
+    whole : the best mapping with one band.
     """
     spec = problem.spec
-    if spec.hop < spec.group or problem.images > 1 or whole.chunks > 1 or problem.tile_step > 1:
+    if not may_have_bands(problem) or whole.chunks > 1:
         return None
     if len(streams) > 1 and len({unit_records(s) for s in streams}) == 1:
         return None  # units that share their weights keep them on chip instead

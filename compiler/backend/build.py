@@ -59,19 +59,29 @@ def build_program(
             if progress:
                 progress(f"map {layer.name}", done, total)
         groups.append(find_chains(mapped, network, placements, measure) if chains else list(mapped))
+    # Chains were chosen by the banks they need. Where other buffers are too small for one, or broken into pieces, its
+    # layers go through memory; what is next to it may be what stands in its way, and then all of them do.
+    for without in (lambda _: False, lambda chain: not chain.fits(), lambda _: True):
+        parted = [g if isinstance(g, HostSegment) else _parted(g, without) for g in groups]
+        try:
+            return _assemble(network, spec, parted)
+        except CapacityError:
+            if not any(isinstance(m, MappedChain) for g in parted if isinstance(g, list) for m in g):
+                raise
+    raise AssertionError("without chains there is nothing left to part")
+
+
+def _parted(group: Sequence[Mapped], without: Callable[[MappedChain], bool]) -> list[Mapped]:
+    """The layers of a stage with some chains taken apart."""
+    out: list[Mapped] = []
+    for m in group:
+        out += list(m.apart) if isinstance(m, MappedChain) and without(m) else [m]
+    return out
+
+
+def _assemble(network: Network, spec: ArchSpec, groups: Sequence[list[Mapped] | HostSegment]) -> Program:
+    """Instructions and memory of a network whose layers are mapped."""
     kept = {name for group in groups if isinstance(group, list) for m in group for name in m.kept}
-    if not kept:
-        return _assemble(network, spec, groups, kept)
-    try:
-        return _assemble(network, spec, groups, kept)
-    except CapacityError:  # a chain leaves a buffer in pieces too small for what comes next
-        return build_program(network, spec, progress, chains=False, measure=measure)
-
-
-def _assemble(
-    network: Network, spec: ArchSpec, groups: Sequence[list[Mapped] | HostSegment], kept: set[str]
-) -> Program:
-    """Instructions and memory of a network whose layers are mapped. kept : tensors that never leave the chip."""
     placements = place_tensors(network, spec, kept)
     pool = ConstantPool(
         base=page_up(max((p.address + p.size for p in placements.values() if p.name not in kept), default=0)),

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.timing import drain_latency, matmul_latency
-from gossamer.compiler.backend.bands import banded_work, bands_fit
+from gossamer.compiler.backend.bands import banded_work, bands_fit, may_have_bands
 from gossamer.compiler.backend.cost import Work, alone, layer_work, make_cut, steps_at_once
 from gossamer.compiler.backend.mapped import MappedLayer
 from gossamer.compiler.backend.mapping import bank_bytes, grids, loadable, tile_sizes, whole_map
@@ -49,7 +49,9 @@ def _under(members: Sequence[MappedLayer], grid: int, lane_rows: int) -> Tiling 
     waits = np.where(crowded, np.maximum(work.waits_for_inputs, work.inputs), work.waits_for_inputs)
     cost = alone(replace(work, waits_for_inputs=waits), cut.macros, spec, order="map", resident=resident)
     links = (np.minimum(cut.ty * cut.tx, spec.depth) * spec.column_groups + _link(spec)) * (len(works) - 1)
-    cost["cycles"] = np.where(cut.macros > 1, cost["cycles"], _one_by_one(works, spec) + links)
+    turns = _turn_by_turn(works, cut.macros, spec, resident=resident) + waits + work.waits_for_outputs
+    mixed = np.maximum(cost["cycles"], turns + 2 * links + cost["start"] + cost["finish"])
+    cost["cycles"] = np.where(cut.macros > 1, mixed, _one_by_one(works, spec) + links)
     i = int(np.argmin(cost["cycles"]))
     return Tiling(
         bands=(whole_map(first, grid, lane_rows, (int(cut.ty[i]), int(cut.tx[i]))),),
@@ -64,6 +66,29 @@ def _under(members: Sequence[MappedLayer], grid: int, lane_rows: int) -> Tiling 
 def _link(spec: ArchSpec) -> int:
     """Cycles from a layer's last slot to the next one's first, where nothing else is there to do, without the DRAIN."""
     return drain_latency(spec) + matmul_latency(spec)
+
+
+def _turn_by_turn(
+    works: Sequence[Work], macros: NDArray[np.int64], spec: ArchSpec, *, resident: bool
+) -> NDArray[np.float64]:
+    """Cycles of a chain whose layers work side by side, each a macro tile behind the one before.
+
+    In the first turns only the first layers have something to do, in the last turns only the last.
+    """
+    share = 1.0 / macros
+
+    def turn(active: Sequence[Work]) -> NDArray[np.float64]:
+        read = sum(
+            w.weights * (share if resident else 1.0)
+            + (w.residual + w.parameters + (w.inputs if w is works[0] else 0.0)) * share
+            for w in active
+        )
+        write = works[-1].write * share if works[-1] in active else np.zeros_like(share)
+        return overlapped(sum(w.compute for w in active) * share, np.asarray(read), write)
+
+    whole = turn(works) * np.maximum(macros - len(works) + 1, 0)
+    ramps = [turn(works[:k]) + turn(works[k:]) for k in range(1, len(works))]
+    return np.asarray(whole + np.sum(ramps, axis=0) + 2.0 * sum(w.items for w in works))
 
 
 def _one_by_one(works: Sequence[Work], spec: ArchSpec) -> NDArray[np.float64]:
@@ -88,7 +113,7 @@ def _in_bands(members: Sequence[MappedLayer], tiling: Tiling) -> Tiling | None:
     ty, tx = (np.array([b.tile[axis] for b in bands]) for axis in (0, 1))
     between = sum(int(bank_bytes(m.problem, ty, tx).sum()) for m in members[1:])
     pieces = max(int(s.steps.max()) for m in members for s in m.streams)
-    if any(b.macros > 1 for b in bands) or pieces > steps_at_once(spec):
+    if not may_have_bands(first) or any(b.macros > 1 for b in bands) or pieces > steps_at_once(spec):
         return None
     if not bands_fit(first, members[0].streams, bands, spec.activation_bytes - between):
         return None

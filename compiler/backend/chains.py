@@ -22,6 +22,7 @@ from gossamer.arch.timing import drain_latency, matmul_latency
 from gossamer.compiler.backend.cache import Cache
 from gossamer.compiler.backend.chain_mapping import search_chain
 from gossamer.compiler.backend.constants import ConstantPool
+from gossamer.compiler.backend.emit import Emitter
 from gossamer.compiler.backend.items import Item
 from gossamer.compiler.backend.mapped import MappedLayer, MappedMatMul
 from gossamer.compiler.backend.mapping import bound
@@ -50,9 +51,10 @@ Mapped = MappedLayer | MappedMatMul
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MappedChain:
-    """Layers that follow each other on chip, each with the same mapping."""
+    """Layers that follow each other on chip, each with the same mapping. apart : the same each with its own."""
 
     members: tuple[MappedLayer, ...]
+    apart: tuple[MappedLayer, ...]
 
     @property
     def name(self) -> str:
@@ -69,7 +71,16 @@ class MappedChain:
         layers = [m.layer for m in self.members]
         flat = _flat(layers, placements)
         problems = (make_problem(layer, placements, self.members[0].problem.spec, flat=flat) for layer in layers)
-        return MappedChain(members=tuple(replace(m, problem=p) for m, p in zip(self.members, problems, strict=True)))
+        return replace(self, members=tuple(replace(m, problem=p) for m, p in zip(self.members, problems, strict=True)))
+
+    def fits(self) -> bool:
+        """Whether all buffers have room for it, by itself."""
+        spec = self.members[0].problem.spec
+        try:
+            Emitter(spec).run(self.items(0, ConstantPool(base=0, beat=spec.axi_bytes)))
+        except CapacityError:
+            return False
+        return True
 
     def items(self, index: int, pool: ConstantPool) -> list[Item]:
         """Its items in order; `index` marks them."""
@@ -104,7 +115,7 @@ class MappedChain:
         return out
 
     def _positions(self, which: int, every: Sequence[Macro]) -> int:
-        """Most positions of a MATMUL. A layer that keeps the array busy is cut, to mix with those that keep the PPUs so.
+        """Most positions of a MATMUL: a layer that keeps the array busy is cut, to mix with those that keep the PPUs.
 
         Not into bits, between which the array would wait for its own pipeline.
         """
@@ -263,8 +274,13 @@ def _taken(
             return measure(measured_program([p.items for p in parts], spec, placements)) / 2
         except CapacityError:
             return inf
-    costs = [(p if isinstance(p, MappedLayer) else p.members[0]).mapping.cost.flowing for p in parts]
-    return sum(costs) + spec.read_latency * (len(parts) - 1)
+    costs = [(p if isinstance(p, MappedLayer) else p.members[0]).mapping.cost for p in parts]
+    flowing = sum(c.flowing for c in costs) + spec.read_latency * (len(parts) - 1)
+    if len(parts) == 1:
+        return flowing
+    # What one layer stores or loads also hides behind the other: how far is between not at all and as far as can be.
+    least = max(sum(max(c.array, c.ppu) for c in costs), sum(c.read for c in costs), sum(c.write for c in costs))
+    return (flowing + least) / 2
 
 
 def _make_chain(part: Sequence[MappedLayer], placements: Mapping[str, Placement]) -> MappedChain | None:
@@ -279,4 +295,4 @@ def _make_chain(part: Sequence[MappedLayer], placements: Mapping[str, Placement]
     tiling = _KNOWN.get(key, lambda: search_chain(members), lambda _: len(key))
     if tiling is None:
         return None
-    return MappedChain(members=tuple(replace(m, mapping=tiling) for m in members))
+    return MappedChain(members=tuple(replace(m, mapping=tiling) for m in members), apart=tuple(part))

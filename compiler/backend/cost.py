@@ -134,7 +134,7 @@ def layer_work(
     output_blocks = problem.output.blocks
     inputs = plane * sum(len(u.input_blocks) for u in problem.units)
     if order == "columns":
-        inputs = np.where(cut.macros > problem.images, inputs * output_blocks / len(problem.units), inputs)
+        inputs = np.where(cut.macros > 1, inputs * output_blocks / len(problem.units), inputs)
     if chunks > 1:
         inputs = inputs * problem.tiles_per_block * output_blocks / len(problem.units) * cut.subs
     out_beats = problem.images * rows * pixels * output_blocks * spec.block_beats

@@ -26,18 +26,23 @@ _LOAD_KIND = {
 
 
 def _find_producers(items: list[Item]) -> None:
-    """Fill in which item has to be stored before each LOAD."""
+    """Fill in which item has to be stored before each LOAD: of those before the first that uses what it loads."""
     stores: dict[tuple[str, int, int], list[tuple[int, int, int]]] = {}
     for k, item in enumerate(items):
         if item.writes is not None:
             tensor, image, block, low, high = item.writes
             stores.setdefault((tensor, image, block), []).append((low, high, k))
-    chunks = {id(c): c for item in items for c in item.chunks()}.values()
-    for load in (load for chunk in chunks for load in chunk.loads):
-        for tensor, image, block, low, high in load.reads:
-            for begin, end, k in stores.get((tensor, image, block), ()):
-                if begin < high and end > low:
-                    load.after = max(load.after, k)
+    seen: set[int] = set()
+    for first, item in enumerate(items):
+        for chunk in item.chunks():
+            if id(chunk) in seen:
+                continue
+            seen.add(id(chunk))
+            for load in chunk.loads:
+                for tensor, image, block, low, high in load.reads:
+                    for begin, end, k in stores.get((tensor, image, block), ()):
+                        if begin < high and end > low and k < first:
+                            load.after = max(load.after, k)
 
 
 def _work_until_end_of_layer(items: list[Item]) -> list[int]:

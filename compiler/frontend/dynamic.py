@@ -61,7 +61,7 @@ def _unfold_integer(graph: Graph, op: Host) -> int:
     second = dynamic_source(graph, op.inputs[1], nodes.input(3))
     if second is None and nodes.value(1) is None:
         return _refuse(graph, op, "with a weight that is computed at run time")
-    bias, sums = _bias(graph, op)
+    bias, divisor, sums = _bias(graph, op)
     cast = graph.sole_consumer(op.output if sums is None else sums.output)
     if not isinstance(cast, Host) or cast.node.op_type != "Cast":
         return _refuse(graph, op, "whose sums are not turned into real numbers")
@@ -69,6 +69,10 @@ def _unfold_integer(graph: Graph, op: Host) -> int:
     passed, factors = _scaling(graph, cast, wanted)
     if passed is None:
         return _refuse(graph, op, "whose sums are not scaled by the scales of its operands")
+    if bias:  # what it is divided by has to be what the sums are multiplied with
+        scales, constant = _product(graph, divisor)
+        if scales != wanted or constant is None or not np.array_equal(constant.reshape(-1), factors.reshape(-1)):
+            return _refuse(graph, op, "with a bias that is divided by other scales than the sums are multiplied with")
     weight = second.inputs[0] if second else _weight(nodes, 1, factors, nodes.input(3), op.node.op_type)
     if weight is None:
         return _refuse(graph, op, "with weight scales along an axis that is not the output channel")
@@ -82,21 +86,22 @@ def _unfold_integer(graph: Graph, op: Host) -> int:
     return 1
 
 
-def _bias(graph: Graph, op: Host) -> tuple[str, Host | None]:
-    """A constant that is quantised at run time and added to a convolution's sums, and the addition.
+def _bias(graph: Graph, op: Host) -> tuple[str, str, Host | None]:
+    """A constant that is quantised at run time and added to a convolution's sums, what it is divided by, the addition.
 
     Earlier quantisers wrote it so: whole numbers of bias / scales, in the shape of channels.
     """
     add = graph.sole_consumer(op.output)
     if op.node.op_type != "ConvInteger" or not isinstance(add, Host) or add.node.op_type != "Add":
-        return "", None
-    at = add.inputs[1] if add.inputs[0] == op.output else add.inputs[0]
+        return "", "", None
+    at, divisor = add.inputs[1] if add.inputs[0] == op.output else add.inputs[0], ""
     for kind in ("Reshape", "Cast", "Floor", "Div"):
         made = graph.producer(at)
         if not isinstance(made, Host) or made.node.op_type != kind:
-            return "", None
-        at = made.inputs[0]
-    return (at, add) if at in graph.constants and graph.constants[at].ndim == 1 else ("", None)
+            return "", "", None
+        at, divisor = made.inputs[0], made.inputs[-1]
+    known = at in graph.constants and graph.constants[at].ndim == 1
+    return (at, divisor, add) if known else ("", "", None)
 
 
 def _scaling(graph: Graph, cast: Host, wanted: set[str]) -> tuple[list[Op] | None, Array]:

@@ -37,8 +37,8 @@ def unfold_qoperators(graph: Graph) -> Graph:
         nodes = Nodes(graph, op)
         if kind in ("QuantizeLinear", "DequantizeLinear"):
             _standardise(nodes)
-            if kind == "QuantizeLinear":
-                known[op.output] = nodes.input(1), nodes.input(2)
+            if kind == "QuantizeLinear" and graph.info(nodes.input(1)).shape in ((), (1,)):
+                known[op.output] = nodes.input(1), nodes.input(2)  # one scale: it does not matter where axes go
         elif kind in _UNFOLD and op.node.domain in ("", CONTRIBUTED):
             try:
                 known[op.output] = _UNFOLD[kind](nodes)

@@ -15,6 +15,6 @@ __all__ = ["unfold"]
 
 def unfold(graph: Graph) -> Graph:
     """Replace such operators where that changes nothing; shapes are inferred anew."""
-    for unfolded in (unfold_qoperators, unfold_dynamic, unfold_fused, unfold_matrices):
+    for unfolded in (unfold_qoperators, unfold_dynamic, unfold_fused):
         graph = unfolded(graph)
-    return infer_shapes(graph)
+    return infer_shapes(unfold_matrices(infer_shapes(graph)))
