@@ -55,6 +55,7 @@ __all__ = [
     "encode_offsets",
     "encode_steps",
     "legal_encodings",
+    "offset_beats",
     "operand_encodings",
     "record_bytes",
     "stream_beats",
@@ -117,6 +118,11 @@ def record_bytes(spec: ArchSpec, encoding: Encoding) -> int:
 def stream_beats(spec: ArchSpec, encoding: Encoding, steps: int) -> int:
     """Beats that `steps` records take in DRAM."""
     return -(-steps * record_bytes(spec, encoding) // spec.axi_bytes)
+
+
+def offset_beats(spec: ArchSpec, steps: int) -> int:
+    """Beats that the offsets of `steps` steps take in DRAM."""
+    return -(-steps * 2 // spec.axi_bytes)
 
 
 def implied_selects(spec: ArchSpec, steps: int) -> NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from gossamer.arch.isa import Op, column
 from gossamer.arch.program import Program
 from gossamer.arch.spec import ArchSpec, preset_names
 from gossamer.compiler.backend.build import build_program
+from gossamer.compiler.backend.rings import Chunk, Ring
 from gossamer.compiler.layers import Network, Tensor
 from gossamer.sim.simulate import simulate
 
@@ -223,3 +224,11 @@ def test_zeros_help_a_batch_as_well(preset):
 def four_of_eight(weight):
     """The first four of every eight inputs."""
     return (weight | 1) * (np.arange(weight.shape[1]) % 8 < 4)[None, :, None, None].astype(np.int8)
+
+
+def test_two_weight_chunks_of_almost_half_a_buffer_fit_whatever_their_order():
+    ring = Ring(100, to_end=True)
+    for use, size in enumerate((48, 50, 49, 50, 50, 47, 50)):
+        chunk = Chunk(ring="weight", size=size, align=1, loads=[], last_use=use)
+        assert ring.place(chunk)  # beside the one before, which is still in use
+        ring.release(use - 1)

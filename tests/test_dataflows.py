@@ -70,3 +70,17 @@ def test_measured_mappings_are_never_slower_alone():
     by_cost, measured = build_program(network, spec), build_program(network, spec, measure=measure)
     assert measured.to_bytes() == build_program(network, spec, measure=measure).to_bytes()
     assert measure(measured) <= 1.02 * measure(by_cost)
+
+
+@pytest.mark.parametrize(
+    ("workload", "layer", "spec", "pattern"),
+    [
+        ("resnet50", "fc", "nm-2of4", "unstructured 60%"),  # waits for memory: records with selects are longer
+        ("resnet50", "layer4.1.conv1", "dense", "2:8"),  # hardly a step is skipped, but offsets were one list
+        ("mobilenet_v2", "features.17.conv.2", "tiny", "unstructured 20%"),  # sliding windows
+    ],
+)
+def test_zeros_are_left_in_where_leaving_them_out_takes_longer(workload, layer, spec, pattern):
+    row = next(r for r in read(workload) if r["layer"] == layer)
+    dense, zeros = (measure(build_program(layer_network(row, p), ArchSpec.load(spec))) for p in ("dense", pattern))
+    assert zeros <= 1.01 * dense

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from gossamer.arch.timing import drain_latency
-from gossamer.compiler.backend.cost import Work, alone
+from gossamer.compiler.backend.cost import Work, alone, loads_once, tile_traffic
 from gossamer.compiler.backend.problem import Problem
 from gossamer.compiler.backend.streams import UnitStreams, unit_records
 from gossamer.compiler.backend.tiling import Band, Cost, Mapping, burst_cost, compute_cycles, sub_tile
@@ -52,7 +52,8 @@ def split(problem: Problem, streams: tuple[UnitStreams, ...], whole: Mapping) ->
             continue
         macros = np.array([sum(b.macros for b in found.bands)])
         work = banded_work(problem, streams, found.bands)
-        cycles = alone(work, macros, spec, order=found.order, resident=found.resident)
+        once = loads_once(problem, streams, found.order, resident=found.resident)
+        cycles = alone(work, macros, spec, once=once, resident=found.resident)
         cost = Cost(**{k: float(v[0]) for k, v in cycles.items()})
         # A band of whole rows can be loaded when its rows are there, one beside it only with the last.
         flowing = cost.flowing * (1.01 if bands[1].x else 1.0)
@@ -64,8 +65,7 @@ def split(problem: Problem, streams: tuple[UnitStreams, ...], whole: Mapping) ->
 def banded_work(problem: Problem, streams: tuple[UnitStreams, ...], bands: tuple[Band, ...]) -> Work:
     """The work of a layer cut into bands, as mapping.py has it for one."""
     spec, interval = problem.spec, float(problem.spec.beat_interval)
-    steps = np.concatenate([s.steps for s in streams])
-    beats = [t.beats(spec) for s in streams for t in s.tiles]
+    steps, beats, offsets, _ = tile_traffic(streams, spec)
     positions = np.array([float(sum(_lane_positions(b) for b in bands))])
     subs = np.array([sum(b.macros * _sub_tiles(b, spec.depth) for b in bands)])
     inputs = sum(_input_beats(problem, streams, b) for b in bands)
@@ -79,15 +79,15 @@ def banded_work(problem: Problem, streams: tuple[UnitStreams, ...], bands: tuple
         array=steps.sum() * positions,
         ppu=steps.size * spec.column_groups * positions,
         compute=compute_cycles(spec, steps, positions, subs),
-        weights=np.array([sum(beats) * interval]),
+        weights=np.array([beats.sum() * interval]),
         inputs=np.array([inputs * interval]),
         residual=outputs * burst_cost(spec, min(row), write=False) * interval if problem.residual else none,
-        parameters=problem.output.blocks * spec.block * 8 / spec.axi_bytes * interval,
+        parameters=(problem.output.blocks * spec.block * 8 / spec.axi_bytes + offsets) * interval,
         write=np.array([outputs * float(burst_cost(spec, min(row), write=True)) * interval]),
         waits_for_inputs=none,
         waits_for_outputs=none,
         first_load=np.array([inputs * interval / sum(b.macros for b in bands)]),
-        largest=max(beats) * interval,
+        largest=float(beats.max()) * interval,
         finish=np.array([float(finish)]),
         items=subs.astype(np.float64) * steps.size,
     )

@@ -47,7 +47,7 @@ def _under(members: Sequence[MappedLayer], grid: int, lane_rows: int) -> Tiling 
     part = spec.activation_bytes // spec.activation_partitions
     crowded = (cut.macros > 1) & (2 * inputs > (spec.activation_bytes - between) // part * part)
     waits = np.where(crowded, np.maximum(work.waits_for_inputs, work.inputs), work.waits_for_inputs)
-    cost = alone(replace(work, waits_for_inputs=waits), cut.macros, spec, order="map", resident=resident)
+    cost = alone(replace(work, waits_for_inputs=waits), cut.macros, spec, once=resident, resident=resident)
     links = (np.minimum(cut.ty * cut.tx, spec.depth) * spec.column_groups + _link(spec)) * (len(works) - 1)
     turns = _turn_by_turn(works, cut.macros, spec, resident=resident) + waits + work.waits_for_outputs
     mixed = np.maximum(cost["cycles"], turns + 2 * links + cost["start"] + cost["finish"])
@@ -118,7 +118,7 @@ def _in_bands(members: Sequence[MappedLayer], tiling: Tiling) -> Tiling | None:
     if not bands_fit(first, members[0].streams, bands, spec.activation_bytes - between):
         return None
     works = [banded_work(m.problem, m.streams, bands) for m in members]
-    cost = alone(_together(works), np.array([len(bands)]), spec, order="tiles", resident=False)
+    cost = alone(_together(works), np.array([len(bands)]), spec, once=True, resident=False)
     cost["cycles"] = _one_by_one(works, spec) + _link(spec) * (len(works) - 1)
     return replace(tiling, order="tiles", resident=False, cost=Cost(**{k: float(v[0]) for k, v in cost.items()}))
 

@@ -10,12 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.arch.spec import ArchSpec
+from gossamer.arch.stream import offset_beats
 from gossamer.arch.timing import drain_latency, matmul_latency
 from gossamer.compiler.backend.problem import Problem
-from gossamer.compiler.backend.streams import UnitStreams, unit_records
+from gossamer.compiler.backend.streams import UnitStreams, blocks_stay, unit_records
 from gossamer.compiler.backend.tiling import burst_cost, compute_cycles, overlapped
 
-__all__ = ["Cut", "Work", "alone", "extents", "layer_work", "make_cut", "pieces", "row_bytes", "steps_at_once"]
+__all__ = [
+    "Cut",
+    "Work",
+    "alone",
+    "extents",
+    "layer_work",
+    "loads_once",
+    "make_cut",
+    "pieces",
+    "row_bytes",
+    "steps_at_once",
+    "tile_traffic",
+]
 
 Cycles = NDArray[np.float64]
 
@@ -74,7 +87,7 @@ class Work:
     """What a layer asks of every unit, in cycles, float64 [candidates] or alike for all.
 
     weights : all weights once;  inputs : activations, as often as the loop order reads them;
-    residual, parameters, write : once.
+    residual, parameters (and offsets that stay), write : once.
     waits_for_inputs, waits_for_outputs : where a buffer holds one tile only, and stands idle while another one moves.
     first_load : inputs of the first macro tile;  largest : beats of the largest column tile.
     finish : from the last MATMUL to the last response.  items : MATMULs, as a number.
@@ -114,7 +127,7 @@ def layer_work(
     spec, ty, tx = problem.spec, cut.ty, cut.tx
     interval = float(spec.beat_interval)
     rows, pixels = problem.out
-    steps, beats, alike = _tiles(streams, spec)
+    steps, beats, offsets, alike = tile_traffic(streams, spec)
     largest = float(beats.max()) * interval
     compute = compute_cycles(spec, steps, cut.per_lane, cut.macros * cut.subs)
     split = bool(steps.max() > steps_at_once(spec)) or chunks > 1
@@ -153,7 +166,7 @@ def layer_work(
         weights=(beats.sum() * again).astype(np.float64) * interval,
         inputs=inputs * interval,
         residual=out_beats * reading * interval if problem.residual else np.zeros_like(write),
-        parameters=output_blocks * spec.block * 8 / spec.axi_bytes * interval,
+        parameters=(output_blocks * spec.block * 8 / spec.axi_bytes + offsets) * interval,
         write=write,
         waits_for_inputs=np.where(
             (bank * 2 > spec.activation_bytes) & (per_unit > 1), first_load * (per_unit - 1), 0.0
@@ -167,19 +180,39 @@ def layer_work(
 
 
 @lru_cache(maxsize=64)
-def _tiles(streams: tuple[UnitStreams, ...], spec: ArchSpec) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
-    """Steps and beats of every column tile, int64 [tiles], and whether all units have the same records."""
+def tile_traffic(
+    streams: tuple[UnitStreams, ...], spec: ArchSpec
+) -> tuple[NDArray[np.int64], NDArray[np.int64], float, bool]:
+    """Of every column tile its steps and beats, int64 [tiles]; beats of offsets; whether all units' records are alike.
+
+    Offsets are in a tile's beats where it loads them with its weights, and apart where all lists stay on chip.
+    """
+    tiles = [t for s in streams for t in s.tiles]
     steps = np.concatenate([s.steps for s in streams])
-    beats = np.array([t.beats(spec) for s in streams for t in s.tiles])
-    return steps, beats, len(streams) == 1 or len({unit_records(s) for s in streams}) == 1
+    beats = np.array([t.beats(spec) for t in tiles])
+    alike = len(streams) == 1 or len({unit_records(s) for s in streams}) == 1
+    lists = {t.stream.offsets.tobytes(): offset_beats(spec, t.steps) for t in tiles}
+    together = sum(lists.values())
+    if together * spec.axi_bytes // 2 <= spec.offset_steps:
+        return steps, beats, together, alike
+    return steps, beats + np.array([offset_beats(spec, t.steps) for t in tiles]), 0, alike
 
 
-def alone(work: Work, macros: NDArray[np.int64], spec: ArchSpec, *, order: str, resident: bool) -> dict[str, Cycles]:
+def loads_once(problem: Problem, streams: tuple[UnitStreams, ...], order: str, *, resident: bool) -> bool:
+    """Whether every weight is loaded once and not for every macro tile. order, resident : see mapping.py."""
+    if order != "columns":
+        return resident or order == "tiles"
+    per_block = problem.tiles_per_block
+    blocks = [u.steps[a : a + per_block] for u in streams for a in range(0, len(u.tiles), per_block)]
+    whole = all(int(u.steps.max()) <= steps_at_once(problem.spec) for u in streams)
+    return whole and blocks_stay(problem.spec, blocks)
+
+
+def alone(work: Work, macros: NDArray[np.int64], spec: ArchSpec, *, once: bool, resident: bool) -> dict[str, Cycles]:
     """Cycles of a layer by itself, from a cold start to the last response, and what they are made of.
 
-    macros : macro tiles of all images.  order, resident : see mapping.py.
+    macros : macro tiles of all images.  once : see `loads_once`.  resident : see mapping.py.
     """
-    once = resident or order != "map"
     weights = work.weights * (1 if once else macros)
     read = weights + work.inputs + work.residual + work.parameters
     small = 2.0 * work.items  # of equal mappings the one with fewer instructions

@@ -91,7 +91,7 @@ class Emitter:
         self._rings = {
             "activation": Ring(spec.activation_bytes, spec.activation_bytes // spec.activation_partitions),
             "output": Ring(spec.output_bytes),
-            "weight": Ring(spec.weight_steps),
+            "weight": Ring(spec.weight_steps, to_end=True),
             "offset": Ring(spec.offset_steps),
             "parameter": Ring(spec.parameter_channels * 8),
             "table": Ring(spec.tables),

@@ -18,7 +18,7 @@ from gossamer.compiler.backend.matmul_mapping import MatMulMapping, matmul_bound
 from gossamer.compiler.backend.problem import Problem, make_problem
 from gossamer.compiler.backend.refine import Measure, refine
 from gossamer.compiler.backend.schedule import layer_items
-from gossamer.compiler.backend.streams import UnitStreams, pack_unit
+from gossamer.compiler.backend.streams import UnitStreams, filled, pack_unit
 from gossamer.compiler.backend.tiling import Mapping
 from gossamer.compiler.layers import Conv, Layer, MatMul, MaxPool
 
@@ -135,6 +135,10 @@ def map_layer(
     def find() -> tuple[tuple[UnitStreams, ...], Mapping]:
         packed = tuple(pack_unit(problem, unit) for unit in problem.units)
         found = search(problem, packed)
+        if full := filled(problem, packed):
+            other = search(problem, full)
+            if other.cost.cycles < found.cost.cycles:
+                packed, found = full, other
         return packed, refine(problem, packed, found, placements, measure) if measure else found
 
     key = problem_key(problem) + (b"measured" if measure else b"")

@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 
 from gossamer.arch.errors import CapacityError
 from gossamer.compiler.backend.bands import split
-from gossamer.compiler.backend.cost import alone, extents, layer_work, make_cut, pieces, row_bytes, steps_at_once
+from gossamer.compiler.backend.cost import (
+    alone,
+    extents,
+    layer_work,
+    loads_once,
+    make_cut,
+    pieces,
+    row_bytes,
+    steps_at_once,
+)
 from gossamer.compiler.backend.problem import Problem
 from gossamer.compiler.backend.streams import UnitStreams
 from gossamer.compiler.backend.tiling import Band, Cost, Mapping
@@ -120,7 +129,8 @@ def _best_tiles(
             continue
         resident = order == "map" and not dataflow and unit_steps <= spec.weight_steps and chunks == 1
         work = layer_work(problem, streams, cut, bank, chunks=chunks, order=order, resident=resident)
-        cost = alone(work, cut.macros, spec, order=order, resident=resident)
+        once = loads_once(problem, streams, order, resident=resident)
+        cost = alone(work, cut.macros, spec, once=once, resident=resident)
         i = int(np.argmin(cost["cycles"]))
         best.append(
             Mapping(

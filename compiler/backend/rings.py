@@ -72,10 +72,13 @@ class Ring:
 
     partition : units of a physical cut, whose write port belongs to one unit of the machine at a time. DRAINs fill high
     chunks and LOADs all others, so others that fit elsewhere keep out of the partitions of high ones.
+    to_end : the last chunk before the buffer's end stands at its end. Of chunks that take almost half the buffer, each
+    a little larger or smaller than the one before, two then always fit.
     """
 
     capacity: int
     partition: int = 1
+    to_end: bool = False
     _live: list[Chunk] = field(default_factory=list)
     _cursor: int = 0
 
@@ -88,15 +91,17 @@ class Ring:
             return True
         self._live.sort(key=lambda c: c.base)
         bases = [c.base for c in self._live]
-        for start in [(self.capacity - chunk.size) // chunk.align * chunk.align] if chunk.high else self._low(chunk):
+        last = (self.capacity - chunk.size) // chunk.align * chunk.align
+        for start in [last] if chunk.high else self._low(chunk):
             end = start + chunk.size
             k = bisect_right(bases, start)  # chunks do not overlap: only both neighbours can be in the way
             free = (k == 0 or self._live[k - 1].base + self._live[k - 1].size <= start) and end <= (
                 bases[k] if k < len(bases) else self.capacity
             )
             if free:
-                chunk.base = start
-                self._cursor = self._cursor if chunk.high else end
+                at_end = self.to_end and k == len(bases) and end + chunk.size > self.capacity
+                chunk.base = last if at_end else start
+                self._cursor = self._cursor if chunk.high else chunk.base + chunk.size
                 self._live.append(chunk)
                 return True
         return False

@@ -19,7 +19,7 @@ from gossamer.compiler.backend.epilogue import Epilogue, make_epilogue
 from gossamer.compiler.backend.items import Item
 from gossamer.compiler.backend.problem import Problem, Unit
 from gossamer.compiler.backend.rings import Chunk, Load
-from gossamer.compiler.backend.streams import TileStream, UnitStreams, pack_unit, place, unit_records
+from gossamer.compiler.backend.streams import TileStream, UnitStreams, blocks_stay, pack_unit, place, unit_records
 from gossamer.compiler.backend.tiling import Band, Mapping, sub_tile
 from gossamer.compiler.backend.transfers import (
     Macro,
@@ -173,7 +173,9 @@ class _UnitSchedule:
         self.spec = layer.problem.spec
         self.tiles = len(whole.tiles)
         runs = _runs(whole.unit, self.mapping.chunks)
-        self.parts = [whole] if len(runs) == 1 else [pack_unit(self.problem, whole.unit, run) for run in runs]
+        self.parts = [whole]
+        if len(runs) > 1:
+            self.parts = [pack_unit(self.problem, whole.unit, run, fill=whole.filled) for run in runs]
         self.placed = [[self._pieces(part, band) for part in self.parts] for band in self.mapping.bands]
         self.kept: dict[Key, Chunk] = {}
         self.stays = ""
@@ -218,8 +220,7 @@ class _UnitSchedule:
             groups = [range(len(placed[0]))]
         elif self.mapping.order == "columns" and whole_tiles:
             groups = [range(a, a + per_block) for a in range(0, len(placed[0]), per_block)]
-            room = min(spec.weight_steps, spec.offset_steps - per_block * spec.axi_bytes // 2)
-            if all(sum(placed[0][t][0].steps for t in group) <= room for group in groups):
+            if blocks_stay(spec, [[placed[0][t][0].steps for t in group] for group in groups]):
                 self.stays = "block"
         if self.stays:
             for group in groups:

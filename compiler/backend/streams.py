@@ -5,6 +5,7 @@ Placing then moves every window to where the tile's bank has it. With a sliding 
 reach into the next pixel, which depends on the tile, so there the packer runs again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,11 +15,11 @@ from numpy.typing import NDArray
 from gossamer.arch.isa import Encoding
 from gossamer.arch.packing import pack
 from gossamer.arch.spec import ArchSpec
-from gossamer.arch.stream import StepStream, best_encoding, stream_beats
+from gossamer.arch.stream import StepStream, best_encoding, offset_beats, stream_beats
 from gossamer.compiler.backend.problem import Problem, Unit
 from gossamer.compiler.layers import MaxPool
 
-__all__ = ["TileStream", "UnitStreams", "pack_unit", "place", "unit_records"]
+__all__ = ["TileStream", "UnitStreams", "blocks_stay", "filled", "pack_unit", "place", "unit_records"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,7 +32,8 @@ class TileStream:
     encoding: Encoding
     weights: NDArray[np.int8]
     """int8 [reduction, columns] in order of address, kept for packing again."""
-    keep_zeros: bool
+    inputs: NDArray[np.int64] | None
+    """Reduction indices of which zeros have slots too; None when only nonzeros have."""
 
     @property
     def steps(self) -> int:
@@ -45,11 +47,12 @@ class TileStream:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UnitStreams:
-    """All column tiles of a unit, for a run of its input blocks."""
+    """All column tiles of a unit, for a run of its input blocks. filled : see `filled`."""
 
     unit: Unit
     input_blocks: tuple[int, ...]
     tiles: tuple[TileStream, ...]
+    filled: bool = False
 
     @cached_property
     def steps(self) -> NDArray[np.int64]:
@@ -57,19 +60,48 @@ class UnitStreams:
         return np.array([t.steps for t in self.tiles], dtype=np.int64)
 
 
-def pack_unit(problem: Problem, unit: Unit, input_blocks: tuple[int, ...] | None = None) -> UnitStreams:
-    """Pack every column tile of a unit (or the part of it that reads only some of the input blocks)."""
+def pack_unit(
+    problem: Problem, unit: Unit, input_blocks: tuple[int, ...] | None = None, *, fill: bool = False
+) -> UnitStreams:
+    """Pack every column tile of a unit (or the part of it that reads only some of the input blocks).
+
+    fill : as `filled` does.
+    """
     spec = problem.spec
     blocks = unit.input_blocks if input_blocks is None else input_blocks
     addresses = _tap_addresses(problem, len(blocks), problem.kernel[0], 1, _apart(problem), _tap_row(problem))
     tiles = []
-    for ob in unit.output_blocks:
-        weights = _block_weights(problem, ob, blocks)
-        real = np.flatnonzero(weights.any(axis=1)) if weights.size else np.empty(0, np.int64)
+    each = [_block_weights(problem, ob, blocks) for ob in unit.output_blocks]
+    rows = [weights.any(axis=1) for weights in each]
+    for ob, weights, used in zip(unit.output_blocks, each, rows, strict=True):
+        real = np.flatnonzero(np.any(rows, axis=0) if fill else used)
         for j in range(problem.tiles_per_block):
             part = weights[:, j * spec.columns : (j + 1) * spec.columns]
-            tiles.append(_pack_tile(addresses, part, real, ob, j, spec))
-    return UnitStreams(unit=unit, input_blocks=blocks, tiles=tuple(tiles))
+            tiles.append(_pack_tile(addresses, part, real, ob, j, spec, fill))
+    return UnitStreams(unit=unit, input_blocks=blocks, tiles=tuple(tiles), filled=fill)
+
+
+def filled(problem: Problem, streams: tuple[UnitStreams, ...]) -> tuple[UnitStreams, ...] | None:
+    """The same with zeros kept, where that takes more steps but fewer beats; None where it cannot.
+
+    Records without selects are shorter, and one list of offsets serves all tiles.
+    """
+    spec = problem.spec
+    beats = least = 0
+    for unit in streams:
+        inputs = int(np.count_nonzero(np.any([t.weights.any(axis=1) for t in unit.tiles], axis=0)))
+        least += len(unit.tiles) * stream_beats(spec, Encoding.DENSE, -(-inputs // spec.macs))
+        lists = {t.stream.offsets.tobytes(): offset_beats(spec, t.steps) for t in unit.tiles}
+        beats += sum(t.beats(spec) for t in unit.tiles) + sum(lists.values()) - min(lists.values())
+    if least >= beats:
+        return None
+    return tuple(pack_unit(problem, u.unit, u.input_blocks, fill=True) for u in streams)
+
+
+def blocks_stay(spec: ArchSpec, blocks: Sequence[Sequence[int] | NDArray[np.int64]]) -> bool:
+    """Whether weights and offsets of any one output block fit on chip. blocks : steps of the column tiles of each."""
+    room = min(spec.weight_steps, spec.offset_steps - max(map(len, blocks)) * spec.axi_bytes // 2)
+    return all(sum(steps) <= room for steps in blocks)
 
 
 def unit_records(streams: UnitStreams) -> tuple[tuple[bytes, bytes, bytes], ...]:
@@ -79,17 +111,24 @@ def unit_records(streams: UnitStreams) -> tuple[tuple[bytes, bytes, bytes], ...]
 
 
 def _pack_tile(
-    addresses: NDArray[np.int64], part: NDArray[np.int8], real: NDArray[np.int64], ob: int, j: int, spec: ArchSpec
+    addresses: NDArray[np.int64],
+    part: NDArray[np.int8],
+    real: NDArray[np.int64],
+    ob: int,
+    j: int,
+    spec: ArchSpec,
+    fill: bool,
 ) -> TileStream:
-    """Pack one tile, keeping zeros when that costs no steps and lets selects be implied."""
+    """Pack one tile, keeping zeros when told to or when that costs hardly a step and lets selects be implied."""
     stream = pack(addresses, part, spec)
     encoding = best_encoding(stream, spec)
-    keep = False
-    used = np.count_nonzero(part.any(axis=0))
-    if encoding is not Encoding.DENSE and used and np.count_nonzero(part) > 0.75 * real.size * used:
+    inputs = None
+    used = int(np.count_nonzero(part.any(axis=0)))
+    implied = encoding is not Encoding.DENSE and used and np.count_nonzero(part) > 0.75 * real.size * used
+    if real.size and (implied or fill):
         full = pack(addresses[real], part[real], spec, keep_zeros=True)
-        if full.steps <= 1.01 * stream.steps and best_encoding(full, spec) is Encoding.DENSE:
-            stream, encoding, keep = full, Encoding.DENSE, True
+        if (fill or full.steps <= 1.01 * stream.steps) and best_encoding(full, spec) is Encoding.DENSE:
+            stream, encoding, inputs = full, Encoding.DENSE, real
     if stream.steps == 0:  # accumulators still have to be set
         stream = StepStream(
             offsets=np.zeros(1, dtype=np.int64),
@@ -97,7 +136,7 @@ def _pack_tile(
             selects=np.zeros((1, spec.columns, spec.macs), dtype=np.uint8),
         )
         encoding = Encoding.DENSE
-    return TileStream(output_block=ob, index=j, stream=stream, encoding=encoding, weights=part, keep_zeros=keep)
+    return TileStream(output_block=ob, index=j, stream=stream, encoding=encoding, weights=part, inputs=inputs)
 
 
 def _apart(problem: Problem) -> int:
@@ -164,9 +203,8 @@ def place(problem: Problem, tile: TileStream, blocks: int, bank: tuple[int, int]
     if spec.hop < spec.group:
         apart = problem.dilation[1] * problem.pixel_bytes
         addresses = _tap_addresses(problem, blocks, bank[0], problem.dilation[0], apart, bank[1])
-        if tile.keep_zeros:
-            real = np.flatnonzero(tile.weights.any(axis=1))
-            return pack(addresses[real], tile.weights[real], spec, keep_zeros=True)
+        if tile.inputs is not None:
+            return pack(addresses[tile.inputs], tile.weights[tile.inputs], spec, keep_zeros=True)
         stream = pack(addresses, tile.weights, spec)
         return stream if stream.steps else tile.stream
     element = tile.stream.offsets * spec.hop
