@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gossamer.arch.errors import SpecError
+from gossamer.arch.rules import RULES
 
 __all__ = ["ArchSpec", "json_schema", "preset_names"]
 
@@ -101,79 +102,9 @@ class ArchSpec:
             raise SpecError(f"purpose must be a string, not {self.purpose!r}")
         for f in _settings():
             _check(f, getattr(self, f.name))
-        for ok, message in self._relations():
-            if not ok:
-                raise SpecError(f"spec {self.name!r}: {message}")
-
-    def _relations(self) -> list[tuple[bool, str]]:
-        """Rules between fields: (holds, what is wrong and what would be legal)."""
-        c, m, b = self.columns, self.group, self.axi_bytes
-        block = max(c, m, b)
-        act_unit = self.activation_row_bytes * self.activation_partitions
-        out_unit = b * self.output_partitions
-        return [
-            (self.macs <= m, f"macs must be at most group ({m}), not {self.macs}"),
-            (self.hop <= m, f"hop must be at most group ({m}), not {self.hop}"),
-            (
-                block % c == 0 and block % m == 0 and block % b == 0,
-                f"columns ({c}) must divide, or be a multiple of, both group ({m}) and axi_bytes ({b})",
-            ),
-            (
-                c % self.ppu == 0 and 4 * self.ppu <= b,
-                f"ppu must divide columns ({c}) and be at most axi_bytes / 4 ({b // 4}), not {self.ppu}",
-            ),
-            (
-                self.activation_bytes % act_unit == 0,
-                (
-                    f"activation_bytes must be a multiple of {act_unit} (row of {self.activation_row_bytes} bytes x "
-                    f"{self.activation_partitions} partitions), not {self.activation_bytes}"
-                ),
-            ),
-            (
-                self.activation_bytes // self.hop <= 2**16,
-                f"activation_bytes must be at most 65536 x hop ({65536 * self.hop}), not {self.activation_bytes}",
-            ),
-            (
-                self.output_bytes % out_unit == 0 and self.output_bytes >= block,
-                (
-                    f"output_bytes must be a multiple of {out_unit} (beat x partitions) and at least one channel block "
-                    f"({block}), not {self.output_bytes}"
-                ),
-            ),
-            (
-                self.weight_steps % self.weight_banks == 0,
-                (
-                    f"weight_steps must be a multiple of {self.weight_banks} (axi_bytes / macs) with dynamic_operands, "
-                    f"not {self.weight_steps}"
-                ),
-            ),
-            (
-                (self.offset_steps * 2) % b == 0,
-                (
-                    f"offset_steps must be a multiple of {max(1, b // 2)} (entries of 2 bytes a beat), "
-                    f"not {self.offset_steps}"
-                ),
-            ),
-            (
-                (self.parameter_channels * 8) % self.parameter_row_bytes == 0,
-                (
-                    f"parameter_channels must be a multiple of {self.parameter_row_bytes // 8}, "
-                    f"not {self.parameter_channels}"
-                ),
-            ),
-            (
-                self.parameter_channels >= block,
-                f"parameter_channels must be at least a channel block ({block}), not {self.parameter_channels}",
-            ),
-            (
-                self.fetch_burst * self.fetch_beats <= 256,
-                f"fetch_burst must be at most {256 // self.fetch_beats} (256 beats a burst), not {self.fetch_burst}",
-            ),
-            (
-                self.fetch_burst * 32 <= 4096,
-                f"fetch_burst must be at most 128 (4096 bytes), not {self.fetch_burst}",
-            ),
-        ]
+        for rule in RULES:
+            if not rule.holds(self):
+                raise SpecError(f"spec {self.name!r}: {rule.broken(self)}")
 
     # ---- derived parameters: computed here and nowhere else ----
 

@@ -16,6 +16,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from gossamer.arch import isa
+from gossamer.arch.rules import RULES
 from gossamer.arch.spec import ArchSpec, preset_names
 
 DOCS = Path(__file__).resolve().parent
@@ -93,7 +94,7 @@ def isa_page() -> str:
 
 
 def spec_page() -> str:
-    """docs/spec.md, from the field table of arch/spec.py and the presets."""
+    """docs/spec.md, from the field table of arch/spec.py, the rules of arch/rules.py and the presets."""
     parts = [
         (
             "An accelerator is a TOML file. Every number may be left out: its default then holds. `gossamer inspect "
@@ -112,12 +113,17 @@ def spec_page() -> str:
             sections.setdefault(meta["section"], []).append(row)
     for section, rows in sections.items():
         parts += [f"## [{section}]", table(("field", "default", "legal", "unit", "meaning"), rows)]
+    parts += [
+        "## Rules between fields",
+        "Values within bounds must also fit each other. A spec that breaks a rule is refused, and told what is legal.",
+        "\n".join(f"- {rule.doc}." for rule in RULES),
+    ]
     specs = [(name, ArchSpec.load(name)) for name in preset_names()]
     presets = ((f"`{name}`", s.purpose, f"{s.lanes} × {s.columns}", s.group, s.macs, s.peak_macs) for name, s in specs)
     if specs:
         head = ("name", "purpose", "lanes × columns", "group", "macs", "MACs per cycle")
         parts += ["## Presets", table(head, presets)]
-    return page("Architecture spec", "arch/spec.py and arch/presets/", *parts)
+    return page("Architecture spec", "arch/spec.py, arch/rules.py and arch/presets/", *parts)
 
 
 PAGES: dict[str, Callable[[], str]] = {"isa.md": isa_page, "spec.md": spec_page}

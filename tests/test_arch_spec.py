@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossamer.arch.errors import GossamerError, SpecError
+from gossamer.arch.isa import WORD_BYTES
+from gossamer.arch.memory import BOUNDARY
+from gossamer.arch.rules import RULES
 from gossamer.arch.spec import ArchSpec, json_schema, preset_names
 
 PRESETS = ["tiny", "dense", "nm-2of4", "dbb-4of8", "sat-2of8", "s4-1of32", "edge", "server"]
@@ -219,6 +223,30 @@ RELATIONS: list[tuple[dict[str, int], str]] = [
 def test_values_that_do_not_fit_each_other_are_named(values: dict[str, int], message: str) -> None:
     with refused(f"spec 'custom': {message}"):
         ArchSpec(**values)
+
+
+def unchecked(values: dict[str, int]) -> ArchSpec:
+    """A spec that nobody has validated."""
+    spec = object.__new__(ArchSpec)
+    for name, value in {**ArchSpec().to_dict(), **values}.items():
+        object.__setattr__(spec, name, value)
+    return spec
+
+
+def test_every_rule_of_the_reference_is_enforced() -> None:
+    """Each row of RULES is the first one that some values above break; so none of them is only words."""
+    first = [next(rule for rule in RULES if not rule.holds(unchecked(values))) for values, _ in RELATIONS]
+    assert set(first) == set(RULES)
+    for rule, (_, message) in zip(first, RELATIONS, strict=True):
+        fields = re.findall(r"`(\w+)`", rule.doc)
+        assert set(fields) <= set(ArchSpec().to_dict())
+        assert any(field in message for field in fields)
+
+
+def test_no_burst_of_instructions_is_longer_than_a_page() -> None:
+    """A bound of fetch_burst, not a rule: bursts do not cross 4 KiB, and FETCH does not cut its own."""
+    largest = next(f.metadata["high"] for f in fields(ArchSpec) if f.name == "fetch_burst")
+    assert largest * WORD_BYTES <= BOUNDARY
 
 
 def test_the_numbers_that_messages_offer_are_legal() -> None:
