@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from gossamer.arch.isa import SEMAPHORES, LoadKind, Unit, disassemble
 from gossamer.arch.program import Program
 
-__all__ = ["COUNTERS", "EVENT_FIELDS", "Run", "StageRun", "counter_names"]
+__all__ = ["COUNTERS", "EVENT_FIELDS", "Run", "StageRun"]
 
 EVENT_FIELDS = ("unit", "fetched", "start", "first_beat", "last_beat", "free", "end", "waited")
 """Columns of an event log, one row an instruction in program order (END: fetched, start,
@@ -20,24 +21,36 @@ free and end are its dispatch, waited is 0).
 first_beat and last_beat are -1 for units that do not use the bus. See arch/timing.py for what each means."""
 
 
-def counter_names() -> tuple[str, ...]:
-    """The hardware's counters in register order.
-
-    busy_U : cycles from start to free, summed.  stall_U_CAUSE : cycles unit U was free but could not start its next
-    instruction, because it was not fetched, or else because of the semaphore with the lowest index that was missing.
-    beats and bursts : on the bus, by what they carried.  steps, slots : steps, and steps * positions, of all MATMULs.
-    """
+def _counters() -> dict[str, str]:
+    """The meaning of each counter, in register order."""
     units = (Unit.LOAD, Unit.MATMUL, Unit.DRAIN, Unit.STORE)
-    names = [f"busy_{u.name.lower()}" for u in units]
+    table = {f"busy_{u.name.lower()}": f"cycles in which {u.name} works: from start to free, summed" for u in units}
     for u in units:
-        names.append(f"stall_{u.name.lower()}_fetch")
-        names += [f"stall_{u.name.lower()}_{s.name}" for s in SEMAPHORES if s.waiter is u]
-    names += [f"beats_read_{k.name.lower()}" for k in LoadKind]
-    names += ["beats_written", "beats_fetched", "bursts_read", "bursts_written", "bursts_fetched", "steps", "slots"]
-    return tuple(names)
+        free = f"cycles in which {u.name} is free and does not start its next instruction, because"
+        table[f"stall_{u.name.lower()}_fetch"] = f"{free} it is not fetched yet"
+        for s in SEMAPHORES:
+            if s.waiter is u:
+                why = f"{s.poster.name} has not posted `{s.name}` and no semaphore of lower index is missing"
+                table[f"stall_{u.name.lower()}_{s.name}"] = f"{free} {why}"
+    for kind in LoadKind:
+        table[f"beats_read_{kind.name.lower()}"] = f"beats on the read port, of LOADs of kind {kind.name}"
+    table |= {
+        "beats_written": "beats on the write port",
+        "beats_fetched": "beats on the fetch port",
+        "bursts_read": "bursts on the read port",
+        "bursts_written": "bursts on the write port",
+        "bursts_fetched": "bursts on the fetch port",
+        "steps": "steps of all MATMULs",
+        "slots": "steps x positions of all MATMULs: cycles in which the array works",
+    }
+    return table
 
 
-COUNTERS = counter_names()
+COUNTERS: Mapping[str, str] = MappingProxyType(_counters())
+"""The hardware's counters in register order, and what each counts from the start of a program to its end.
+
+Stalls exclude each other, and so do busy and stall of a unit; cycles behind a unit's last instruction are nobody's.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,6 +11,8 @@ from gossamer.arch.run import COUNTERS
 
 __all__ = ["WORKERS", "Counters"]
 
+_AT = {name: k for k, name in enumerate(COUNTERS)}
+
 WORKERS = (Unit.LOAD, Unit.MATMUL, Unit.DRAIN, Unit.STORE)
 
 
@@ -65,7 +67,7 @@ class Counters(wiring.Component):
             value = Signal(32, name=name)
             with m.If(self.run & event):
                 m.d.sync += value.eq(value + 1)
-            m.d.comb += self.values[COUNTERS.index(name)].eq(value)
+            m.d.comb += self.values[_AT[name]].eq(value)
         for k, u in enumerate(WORKERS):
             name = f"stall_{u.name.lower()}_fetch"
             pending, value = Signal(32, name=f"pending_{u.name.lower()}"), Signal(32, name=name)
@@ -73,5 +75,5 @@ class Counters(wiring.Component):
                 m.d.sync += pending.eq(pending + 1)
             with m.If(self.waiting[k]):
                 m.d.sync += value.eq(pending)
-            m.d.comb += self.values[COUNTERS.index(name)].eq(value)
+            m.d.comb += self.values[_AT[name]].eq(value)
         return m

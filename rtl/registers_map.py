@@ -43,8 +43,7 @@ def _table() -> tuple[Register, ...]:
         Register(name=name, address=4 * k, access=access, doc=doc, reset=reset)
         for k, (name, access, doc, reset) in enumerate(rows)
     ]
-    for k, counter in enumerate(COUNTERS):
-        doc = "performance counter: see arch/run.py"
+    for k, (counter, doc) in enumerate(COUNTERS.items()):
         out.append(Register(name=f"counter_{counter}", address=0x100 + 4 * k, access="r", doc=doc))
     if out[-1].address >= 1 << LITE_BITS:
         raise AssertionError("the counters do not fit the address range")
