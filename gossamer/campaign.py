@@ -248,6 +248,7 @@ def campaign(
     model: Path | None = None,
     layers: Sequence[str] | None = None,
     arrays: Arrays | None = None,
+    dims: Mapping[str, int] | None = None,
     count: int = 10,
     seed: int = 1,
     stalls: bool = False,
@@ -257,6 +258,7 @@ def campaign(
     """A Tally for every spec: of a Program file, of a model, of single layers of it, or of `count` random programs.
 
     arrays : inputs of the Program or model, one set or several (see `program_cases`); random ones without.
+    dims : the model's open dimensions by name.
     Raises what loading, compiling and simulating raise.
     """
     if program is not None:
@@ -264,7 +266,9 @@ def campaign(
         cases = program_cases(loaded, arrays, seed)
         return [tally(loaded.spec, loaded.name, cases, stalls=stalls, seed=seed, wave=wave, progress=progress)]
     if model is not None:
-        return _model_campaign(specs, model, layers, arrays, seed=seed, stalls=stalls, wave=wave, progress=progress)
+        return _model_campaign(
+            specs, model, layers, arrays, dims, seed=seed, stalls=stalls, wave=wave, progress=progress
+        )
     return [
         tally(
             spec,
@@ -284,6 +288,7 @@ def _model_campaign(
     model: Path,
     layers: Sequence[str] | None,
     arrays: Arrays | None,
+    dims: Mapping[str, int] | None,
     *,
     seed: int,
     **options: Any,
@@ -291,7 +296,7 @@ def _model_campaign(
     from gossamer.api import compile
     from gossamer.compiler.passes import build_network
 
-    network = build_network(model, calibration=arrays)
+    network = build_network(model, calibration=arrays, dims=dims)
     if layers is not None:
         what = f"layers {','.join(layers)} of {network.name}"
         return [tally(s, what, layer_cases(network, layers, s, seed), seed=seed, **options) for s in specs]

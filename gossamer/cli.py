@@ -175,6 +175,10 @@ def _api(name: str) -> Callable[..., Any]:
     return function
 
 
+Inputs = Annotated[
+    Path | None,
+    typer.Option("--input", "-i", metavar="NPZ", help="Inputs by name, one set or several; random without it."),
+]
 Refine = Annotated[bool, typer.Option("--refine", help="Choose mappings and chains by simulating the best few.")]
 Chains = Annotated[
     bool, typer.Option("--chains/--no-chains", help="Keep tensors between layers on chip, or all of them in DRAM.")
@@ -431,10 +435,8 @@ def verify(
         str | None,
         typer.Option(metavar="NAME,...", help="Only these layers of the model, each alone; globs are allowed."),
     ] = None,
-    inputs: Annotated[
-        Path | None,
-        typer.Option("--input", "-i", metavar="NPZ", help="Inputs by name, one set or several; random without it."),
-    ] = None,
+    inputs: Inputs = None,
+    dim: Dims = None,
     random: Annotated[
         int | None, typer.Option(metavar="N", help="Random legal programs for every SPEC (10).", min=0)
     ] = None,
@@ -462,6 +464,8 @@ def verify(
         raise typer.BadParameter("--layers needs --model and excludes --input: layers run on random codes")
     if inputs is not None and program is None and model is None:
         raise typer.BadParameter("--input needs --program or --model")
+    if dim and model is None:
+        raise typer.BadParameter("--dim needs --model")
     if wave is not None and program is None and len(specs or ()) != 1:
         raise typer.BadParameter("--wave needs one SPEC or --program: a file shows one machine")
     with report.Progress() as progress:
@@ -471,6 +475,7 @@ def verify(
             model=model,
             layers=layers.split(",") if layers else None,
             arrays=_load_arrays(inputs) if inputs else None,
+            dims=_dims(dim or []) or None,
             count=10 if random is None else random,
             seed=seed,
             stalls=stalls,

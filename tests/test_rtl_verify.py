@@ -55,6 +55,18 @@ def test_without_arguments_small_machines() -> None:
         assert row["bytes"] > 0
 
 
+def test_a_model_with_its_dimensions_chosen(tmp_path: Path) -> None:
+    """Four images are four inputs of a batch of one, and two of a batch of two."""
+    np.savez(tmp_path / "x.npz", image=data.load()[1].images[:4])
+    for batch, programs in ((1, 4), (2, 2)):
+        (row,) = rows("tiny", "--model", NETWORK, "--dim", f"batch={batch}", "-i", tmp_path / "x.npz")
+        assert row["mismatches"] == 0
+        assert row["programs"] == programs
+    done = call("tiny", "--dim", "batch=2")
+    assert done.exit_code == 2
+    assert "--dim needs --model" in done.stderr
+
+
 def test_what_was_compared_is_printed() -> None:
     done = call("tiny", "--random", 2, "--seed", 5)
     assert done.exit_code == 0, done.output
