@@ -13,7 +13,20 @@ from gossamer.rtl.core import Core, events
 from gossamer.rtl.registers import Registers
 from gossamer.rtl.registers_map import LITE_BITS
 
-__all__ = ["Machine"]
+__all__ = ["Machine", "interfaces"]
+
+
+def interfaces(spec: ArchSpec) -> dict[str, Any]:
+    """The ports of a Machine but for clock and reset."""
+    return {
+        "host": In(axi_lite(LITE_BITS)),
+        "fetch": Out(axi_read(spec.fetch_bytes)),
+        "read": Out(axi_read(spec.axi_bytes)),
+        "write": Out(axi_write(spec.axi_bytes)),
+        "irq": Out(1),
+        "running": Out(1),
+        "events": Out(events()),
+    }
 
 
 class Machine(wiring.Component):
@@ -23,17 +36,7 @@ class Machine(wiring.Component):
 
     def __init__(self, spec: ArchSpec, library: Library) -> None:
         self._spec, self._library = spec, library
-        super().__init__(
-            {
-                "host": In(axi_lite(LITE_BITS)),
-                "fetch": Out(axi_read(spec.fetch_bytes)),
-                "read": Out(axi_read(spec.axi_bytes)),
-                "write": Out(axi_write(spec.axi_bytes)),
-                "irq": Out(1),
-                "running": Out(1),
-                "events": Out(events()),
-            }
-        )
+        super().__init__(interfaces(spec))
 
     def elaborate(self, platform: Any) -> Any:
         m = Module()

@@ -33,6 +33,7 @@ def rtlil(spec: ArchSpec) -> str:
 
     from gossamer.rtl.cells import Library
     from gossamer.rtl.machine import Machine
+    from gossamer.rtl.ports import ports
 
     library = Library()
     texts = [convert(Machine(spec, library), name=TOP, emit_src=False)]
@@ -48,8 +49,20 @@ def rtlil(spec: ArchSpec) -> str:
     # Ports of an interface get one underscore: two are no legal C++ and read worse.
     text = re.sub(r"\\(host|fetch|read|write|events|axi)__", r"\\\1_", text)
     # Only the accelerator is the top.
-    head, *rest = text.split("attribute \\top 1\n")
-    return head + "attribute \\top 1\n" + "".join(rest)
+    head, top, *rest = text.split("attribute \\top 1\n")
+    return head + "attribute \\top 1\n" + _in_order(top, [p.name for p in ports(spec)]) + "".join(rest)
+
+
+def _in_order(text: str, names: list[str]) -> str:
+    """A module whose ports are numbered in the order of `names`; Amaranth puts inputs first, and clock and reset
+    between them and the outputs."""
+    at = {name: k for k, name in enumerate(names, 1)}
+
+    def numbered(found: re.Match[str]) -> str:
+        head, name = found.groups()
+        return f"{head} {at[name]}  \\{name}"
+
+    return re.sub(r"^(  wire (?:width \d+ )?(?:in|out)put) \d+\s+\\(\w+)$", numbered, text, flags=re.MULTILINE)
 
 
 _SCRIPT = """
