@@ -14,8 +14,9 @@ Writes. The memory takes beat j of a burst in first + j * beat_interval, where
 and responds in last + write_latency.
 
 The memory accepts every address in the cycle it is offered; LOAD keeps at most `outstanding_reads` and STORE at
-most `outstanding_writes` bursts in flight, FETCH the two it has a buffer for. Any other memory is recorded, burst by
-burst, and replayed (see Trace).
+most `outstanding_writes` bursts in flight, FETCH the two it has a buffer for.
+
+Any other memory is recorded, burst by burst, and replayed (see Trace).
 """
 
 from dataclasses import dataclass

@@ -177,6 +177,11 @@ class ArchSpec:
             "accumulators": self.pes * self.depth * 2 * 4,
         }
 
+    @property
+    def hardware(self) -> dict[str, Any]:
+        """The fields that hardware and its Programs depend on: all but the names, and the clock in MHz."""
+        return {n: value for n, value in self.to_dict().items() if n not in ("name", "purpose", "clock_mhz")}
+
     # ---- in and out ----
 
     @classmethod

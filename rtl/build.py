@@ -95,8 +95,7 @@ def _sources() -> bytes:
 
 def verilog_of(spec: ArchSpec) -> str:
     """The spec's Verilog, from the cache if it is there."""
-    fields = {k: v for k, v in spec.to_dict().items() if k not in ("name", "purpose", "clock_mhz")}
-    key = hashlib.sha256(_sources() + repr(sorted(fields.items())).encode()).hexdigest()[:24]
+    key = hashlib.sha256(_sources() + repr(sorted(spec.hardware.items())).encode()).hexdigest()[:24]
     path = cache_folder() / "verilog" / f"{key}.v"
     with locked(path.with_suffix(".lock")):
         if not path.is_file():
