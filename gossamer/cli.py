@@ -393,20 +393,55 @@ def explain(
 
 @_command
 def rtl(
-    spec: Annotated[
-        str,
-        typer.Argument(
-            metavar="SPEC", help="TOML file or preset name.", autocompletion=_complete_spec, show_default=False
-        ),
-    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.", show_default=False)],
+    spec: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SPEC]",
+            help="TOML file or preset name; --program brings its own.",
+            autocompletion=_complete_spec,
+            show_default=False,
+        ),
+    ] = None,
+    program: Annotated[
+        Path | None, typer.Option("--program", "-p", metavar="FILE", help="A Program file for the bench to run.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", metavar="ONNX", help="A model to compile for the bench to run.")
+    ] = None,
+    inputs: Inputs = None,
+    dim: Dims = None,
+    seed: Annotated[int, typer.Option(help="Of random inputs.", min=0)] = 1,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write an accelerator's hardware: Verilog, register map, FuseSoC core file and an example bench."""
+    """Write an accelerator's hardware: Verilog, README, register map, FuseSoC core file, and a bench with a Program.
+
+    The bench compares memory and cycles with the simulator's. It runs a small example, or a Program or model of yours:
+    with the first set of inputs of --input, random codes without it.
+    """
+    from gossamer import benches
     from gossamer.rtl import write_bundle
 
-    written = write_bundle(ArchSpec.load(spec), output)
+    if program is not None and (model is not None or dim):
+        raise typer.BadParameter("--program excludes --model and --dim: a Program is compiled")
+    if spec is None and program is None:
+        raise typer.BadParameter("SPEC or --program must say which hardware")
+    if inputs is not None and program is None and model is None:
+        raise typer.BadParameter("--input needs --program or --model")
+    if dim and model is None:
+        raise typer.BadParameter("--dim needs --model")
+    with report.Progress() as progress:
+        arch, case = benches.bench(
+            ArchSpec.load(spec) if spec is not None else None,
+            program=program,
+            model=model,
+            arrays=_load_arrays(inputs) if inputs else None,
+            dims=_dims(dim or []) or None,
+            seed=seed,
+            progress=progress,
+        )
+        written = write_bundle(arch, output, case)
     if as_json:
         _print_json([str(path) for path in written])
     else:

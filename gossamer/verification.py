@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gossamer.rtl.cosim import CocotbModel
     from gossamer.rtl.model import Memory, Model
 
-__all__ = ["Verification", "example_program", "facts", "random_inputs", "run_hardware", "verify"]
+__all__ = ["Verification", "example_program", "facts", "memory_with", "random_inputs", "run_hardware", "verify"]
 
 
 class Verification(NamedTuple):
@@ -126,15 +126,8 @@ def run_hardware(
     """
     from gossamer.sim.host import HostRunner
 
-    dram, tensors, host = program.memory(), program.tensors, HostRunner()
-    held: dict[str, NDArray[np.generic]] = {}
-    for name in program.inputs:
-        if name not in inputs:
-            raise ModelError(f"input {name!r} is missing; the Program takes {', '.join(program.inputs)}")
-        if name in tensors:
-            _write(tensors[name], np.asarray(inputs[name]), dram)
-        else:
-            held[name] = np.asarray(inputs[name], dtype=program.host_types[name][0])
+    tensors, host = program.tensors, HostRunner()
+    dram, held = memory_with(program, inputs)
     stages: list[StageRun] = []
     for stage in program.stages:
         if isinstance(stage, AcceleratorStage):
@@ -148,6 +141,24 @@ def run_hardware(
         for name in program.outputs
     }
     return Run(program=program, stages=tuple(stages), outputs=outputs, memory=dram)
+
+
+def memory_with(
+    program: Program, inputs: Mapping[str, Any]
+) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.generic]]]:
+    """DRAM before the first stage, inputs included: uint8 [dram_bytes]; and the inputs of host stages.
+
+    Raises ModelError for an input that is missing or does not fit.
+    """
+    dram, held = program.memory(), {}
+    for name in program.inputs:
+        if name not in inputs:
+            raise ModelError(f"input {name!r} is missing; the Program takes {', '.join(program.inputs)}")
+        if name in program.tensors:
+            _write(program.tensors[name], np.asarray(inputs[name]), dram)
+        else:
+            held[name] = np.asarray(inputs[name], dtype=program.host_types[name][0])
+    return dram, held
 
 
 def _host_stage(

@@ -1,20 +1,20 @@
-"""What `gossamer rtl` writes: Verilog, its map, lint waivers, a FuseSoC core file and an example bench."""
+"""What `gossamer rtl` writes: Verilog, its map and guide, lint waivers, a FuseSoC core file, images and a bench."""
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gossamer.arch import isa
 from gossamer.arch.isa import WORD_BYTES
 from gossamer.arch.spec import ArchSpec
+from gossamer.rtl.bench_files import bench_files
 from gossamer.rtl.build import verilog_of
-from gossamer.rtl.cosim import hex_lines
-from gossamer.rtl.example import example
-from gossamer.rtl.registers_map import REGISTERS, as_json, as_markdown
+from gossamer.rtl.guide import guide
+from gossamer.rtl.images import Case, check, example_case, image_files, tensor_table
+from gossamer.rtl.ports import ports
+from gossamer.rtl.registers_map import as_json, as_markdown
 from gossamer.rtl.verilog import primitives
 
-__all__ = ["WAIVERS", "bundle", "memory_map", "write_bundle"]
+__all__ = ["FILES", "WAIVERS", "bundle", "memory_map", "write_bundle"]
 
 WAIVERS = {
     "DECLFILENAME": "one file holds all generated modules",
@@ -80,52 +80,41 @@ targets:
 """
 
 
-def _bench(spec: ArchSpec) -> dict[str, str]:
-    program, expected = example(spec)
-    words = isa.encode(program.instructions)
-    beats = program.dram_bytes // spec.axi_bytes
-    defines = {
-        "DATA_BYTES": spec.axi_bytes,
-        "FETCH_BYTES": spec.fetch_bytes,
-        "READ_LATENCY": spec.read_latency,
-        "BEAT_INTERVAL": spec.beat_interval,
-        "BURST_GAP": spec.burst_gap,
-        "WRITE_LATENCY": spec.write_latency,
-        "DRAM_BEATS": beats,
-        "PROGRAM_BEATS": len(words) * spec.fetch_beats,
-        "PROGRAM_LENGTH": len(words),
-        **{f"AT_{r.name.upper()}": f"10'h{r.address:03x}" for r in REGISTERS[:12]},
-    }
-    room = resources.files("gossamer.rtl")
-    lines = "".join(f"`define {name} {value}\n" for name, value in defines.items())
-    return {
-        "bench.sv": room.joinpath("bench.sv").read_text(encoding="utf-8"),
-        "bench_top.sv": lines + room.joinpath("bench_top.sv").read_text(encoding="utf-8"),
-        "program.hex": hex_lines(words, spec.fetch_bytes),
-        "memory.hex": hex_lines(program.memory(), spec.axi_bytes),
-        "expected.hex": hex_lines(expected, spec.axi_bytes),
-        "Makefile": _MAKEFILE,
-    }
+FILES = {
+    "README.md": "this page",
+    "gossamer.v": "the accelerator, generated Verilog",
+    "gossamer_memories.v": "its memories, to be replaced by the macros of your process",
+    "gossamer.vlt": "Verilator's warnings that are waived, and why",
+    "gossamer.core": "FuseSoC core file",
+    "gossamer.toml": "the spec it was generated from",
+    "map.md": "registers, counters and memories on chip",
+    "map.json": "the same for programs, with the spec",
+    "images/program.bin": "the instructions, as they lie in memory",
+    "images/memory.bin": "DRAM before the start",
+    "images/expected.bin": "DRAM in the end",
+    "images/tensors.json": "where tensors lie in DRAM, and what their codes mean",
+    "bench/Makefile": "builds and runs the bench",
+    "bench/bench_top.sv": "the bench: a driver that checks",
+    "bench/bench.sv": "the memory that the bench puts around the accelerator",
+    "bench/program.hex": "the instructions for $readmemh, a beat a line, first byte last",
+    "bench/memory.hex": "DRAM before the start, likewise",
+    "bench/expected.hex": "DRAM in the end, likewise",
+}
+"""What each file of a bundle is, by its path."""
 
 
-_MAKEFILE = """# make run: prints PASS or FAIL. Needs Verilator 5.
-run: obj/bench
-\tobj/bench +program=program.hex +memory=memory.hex +expected=expected.hex
+def bundle(spec: ArchSpec, case: Case | None = None) -> dict[str, str | bytes]:
+    """Every file by its path; the same content for the same spec and case.
 
-obj/bench: bench.sv bench_top.sv ../gossamer.v ../gossamer_memories.v
-\tverilator --binary --timing -Wno-fatal -Wno-lint --top-module gossamer_bench -Mdir obj -o bench \\
-\t  -CFLAGS -std=gnu++20 bench_top.sv bench.sv ../gossamer.v ../gossamer_memories.v
-
-clean:
-\trm -rf obj
-"""
-
-
-def bundle(spec: ArchSpec) -> dict[str, str]:
-    """Every file by its path; the same text for the same spec."""
+    case : what the bench runs and the images hold; a small example without it. Raises ProgramError if it does not fit.
+    """
+    if case is None:
+        case = example_case(spec)
+    check(case.program, spec)
     waivers = "".join(f"lint_off -rule {rule}  // {why}\n" for rule, why in WAIVERS.items())
     document = {"spec": spec.to_dict(), "registers": as_json(), "memories": memory_map(spec)}
-    return {
+    files: dict[str, str | bytes] = {
+        "README.md": guide(spec, case, ports(spec), FILES),
         "gossamer.v": verilog_of(spec),
         "gossamer_memories.v": primitives(),
         "gossamer.vlt": "`verilator_config\n" + waivers,
@@ -133,16 +122,20 @@ def bundle(spec: ArchSpec) -> dict[str, str]:
         "gossamer.toml": spec.to_toml(),
         "map.md": _map_markdown(spec),
         "map.json": json.dumps(document, indent=2, ensure_ascii=False) + "\n",
-        **{f"bench/{name}": text for name, text in _bench(spec).items()},
+        "images/tensors.json": tensor_table(case.program),
+        **{f"images/{name}": data for name, data in image_files(case).items()},
+        **{f"bench/{name}": text for name, text in bench_files(spec, case).items()},
     }
+    assert files.keys() == FILES.keys()
+    return {name: files[name] for name in FILES}
 
 
-def write_bundle(spec: ArchSpec, folder: Path) -> list[Path]:
-    """Write the bundle; files that are there are replaced. Returns what was written."""
+def write_bundle(spec: ArchSpec, folder: Path, case: Case | None = None) -> list[Path]:
+    """Write the bundle; files that are there are replaced. Returns what was written. Raises as `bundle` does."""
     written = []
-    for name, text in bundle(spec).items():
+    for name, content in bundle(spec, case).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
         written.append(path)
     return written
