@@ -213,7 +213,8 @@ def _links(mapped: Sequence[Mapped], network: Network, placements: Mapping[str, 
         assert isinstance(front, MappedLayer)
         plain = p.heads == placements[m.layer.output].heads == 1 and p.border == (0, 0, 0, 0)
         straight = all(placements[i].heads == 1 for i in front.layer.inputs)
-        if plain and straight and front.problem.residual is None and front.mapping.chunks == m.mapping.chunks == 1:
+        simple = front.problem.residual is None and front.problem.stacked == 1
+        if plain and straight and simple and front.mapping.chunks == m.mapping.chunks == 1:
             links[maker] = k
     return links
 

@@ -29,8 +29,7 @@ def _find_producers(items: list[Item]) -> None:
     """Fill in which item has to be stored before each LOAD: of those before the first that uses what it loads."""
     stores: dict[tuple[str, int, int], list[tuple[int, int, int]]] = {}
     for k, item in enumerate(items):
-        if item.writes is not None:
-            tensor, image, block, low, high = item.writes
+        for tensor, image, block, low, high in item.writes:
             stores.setdefault((tensor, image, block), []).append((low, high, k))
     seen: set[int] = set()
     for first, item in enumerate(items):

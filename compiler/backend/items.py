@@ -27,7 +27,7 @@ class Item:
     out: Chunk | None = None
     drain: dict[str, int] | None = None
     store: dict[str, int] | None = None
-    writes: Region | None = None
+    writes: tuple[Region, ...] = ()
 
     @property
     def slots(self) -> int:

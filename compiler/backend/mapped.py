@@ -57,7 +57,8 @@ class MappedLayer:
 
     def note(self, first: int, count: int) -> LayerNote:
         """What it is; first, count : its instructions."""
-        layer, positions = self.layer, self.problem.images * self.problem.out[0] * self.problem.out[1]
+        layer, (rows, pixels) = self.layer, self.problem.out
+        positions = self.problem.images * rows * pixels // self.problem.stacked
         array, read, write = bound(self.problem, self.streams)
         macs = useful = 0
         if isinstance(layer, Conv):

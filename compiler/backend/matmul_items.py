@@ -293,10 +293,10 @@ class _Builder:
         size = macro.tile[0] * macro.tile[1] * spec.block
         return Chunk(ring="output", size=size, align=spec.axi_bytes, per_unit=spec.axi_bytes, loads=[])
 
-    def _store(self, product: int, macro: Macro, block: int) -> tuple[dict[str, int], Region]:
+    def _store(self, product: int, macro: Macro, block: int) -> tuple[dict[str, int], tuple[Region, ...]]:
         output = self.problem.output
         at = self.problem.start(output, product)[0] + block
-        return self._tiled(output, at, macro) | {"blocks": 1}, self._region(output, at, *self._pixels(output, macro))
+        return self._tiled(output, at, macro) | {"blocks": 1}, (self._region(output, at, *self._pixels(output, macro)),)
 
     # ---- epilogue ----
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gossamer.arch.layout import Placement
 from gossamer.arch.spec import ArchSpec
+from gossamer.compiler.backend.stacking import stack
 from gossamer.compiler.layers import Conv, MaxPool
 
 __all__ = ["Problem", "Unit", "is_flat", "make_problem"]
@@ -44,6 +45,8 @@ class Problem:
     """Where output position (0, 0) begins to read in the padded input."""
     out: tuple[int, int]
     units: tuple[Unit, ...]
+    stacked: int = 1
+    """Channel blocks that are seen one above another as one (compiler/backend/stacking.py)."""
 
     @property
     def images(self) -> int:
@@ -117,7 +120,7 @@ def make_problem(
 ) -> Problem:
     """Put a layer and the places of its tensors together.
 
-    flat : see the map as a row of pixels, or not; None: if that is possible.
+    flat : see the map as a row of pixels, or not; None: if that is possible, and blocks as a stack where that is.
     """
     inputs = tuple(placements[name] for name in layer.inputs)
     output = placements[layer.output]
@@ -127,6 +130,11 @@ def make_problem(
         inputs = tuple(_flat(p, spec) for p in inputs)
         output = _flat(output, spec)
         residual = _flat(residual, spec) if residual else None
+    seen = stack(layer, inputs[0], output, spec) if flat is None else None
+    stacked = output.blocks if seen else 1
+    if seen:
+        layer, output = seen[0], seen[2]
+        inputs = (seen[1],)
     border = inputs[0].border
     problem = Problem(
         layer=layer,
@@ -140,6 +148,7 @@ def make_problem(
         origin=(border[0] - layer.pads[0], border[1] - layer.pads[1]),
         out=(output.shape[2], output.shape[3]),
         units=(),
+        stacked=stacked,
     )
     return replace(problem, units=_units(problem))
 

@@ -26,7 +26,7 @@ from gossamer.compiler.backend.transfers import (
     activation_loads,
     bank,
     macros,
-    region,
+    regions,
     residual_load,
     store_fields,
 )
@@ -333,7 +333,7 @@ class _UnitSchedule:
                     whole = at == len(corners) - 1 and tile.index == problem.tiles_per_block - 1
                     if whole and self.layer.target is None:
                         item.store = store_fields(problem, tile.output_block, macro, self.mapping.bands[macro.band])
-                        item.writes = region(problem.output, tile.output_block, macro)
+                        item.writes = regions(problem, problem.output, tile.output_block, macro)
                 yield item
 
     # ---- chunks ----

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from gossamer.arch.layout import Placement
 from gossamer.compiler.backend.problem import Problem
 from gossamer.compiler.backend.rings import Load, Region
 from gossamer.compiler.backend.tiling import Band, Mapping
 
-__all__ = ["Macro", "activation_loads", "bank", "macros", "region", "residual_load", "store_fields"]
+__all__ = ["Macro", "activation_loads", "bank", "macros", "regions", "residual_load", "store_fields"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +85,25 @@ def activation_loads(problem: Problem, blocks: tuple[int, ...], macro: Macro, ba
         }
         low = y * p.pixels + x
         high = low + (rows - 1) * skip * p.pixels + pixels
-        reads = tuple((p.name, macro.image, b, low, high) for b in range(first, first + end - start))
-        loads.append(Load(fields=fields, reads=reads))
+        every = (_regions(problem, p, macro.image, b, low, high) for b in range(first, first + end - start))
+        loads.append(Load(fields=fields, reads=tuple(chain.from_iterable(every))))
         start = end
     return loads
 
 
-def region(p: Placement, output_block: int, macro: Macro) -> Region:
+def regions(problem: Problem, p: Placement, output_block: int, macro: Macro) -> tuple[Region, ...]:
     """A macro tile of one output block in a tensor of the output's shape."""
     low = (p.border[0] + macro.y) * p.pixels + p.border[1] + macro.x
-    return p.name, macro.image, output_block, low, low + (macro.rows - 1) * p.pixels + macro.pixels
+    high = low + (macro.rows - 1) * p.pixels + macro.pixels
+    return _regions(problem, p, macro.image, output_block, low, high)
+
+
+def _regions(problem: Problem, p: Placement, image: int, block: int, low: int, high: int) -> tuple[Region, ...]:
+    """Pixels low to high of a block; of a stack the blocks that they are in, whole."""
+    if problem.stacked == 1:
+        return ((p.name, image, block, low, high),)
+    plane = p.rows * p.pixels // problem.stacked
+    return tuple((p.name, image, b, 0, plane) for b in range(low // plane, (high - 1) // plane + 1))
 
 
 def store_fields(problem: Problem, output_block: int, macro: Macro, band: Band) -> dict[str, int]:
@@ -116,7 +126,7 @@ def residual_load(problem: Problem, output_block: int, macro: Macro, band: Band)
     assert r is not None
     fields = store_fields(problem, output_block, macro, band) | _place(problem, r, output_block, macro)
     fields |= {"dest": 0, "step_beats": fields["tile_beats"], "step_rows": fields["tile_rows"]}
-    return Load(fields=fields, reads=(region(r, output_block, macro),))
+    return Load(fields=fields, reads=regions(problem, r, output_block, macro))
 
 
 def _place(problem: Problem, p: Placement, output_block: int, macro: Macro) -> dict[str, int]:
