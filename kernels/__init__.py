@@ -7,7 +7,8 @@ instructions it is made of).
 
 layer: a weight made ready once, with all that follows its sums, and then called: the fast way in. Under it choose
 (which kernel, and why), pack and scaling (weights and parameters laid out), vectorised and fast (the kernels),
-intrinsics, codes and vectors (the instructions they are made of).
+intrinsics, codes and vectors (the instructions they are made of); and for many rows and 4x1 weights on_lines,
+line_groups, line_kernels and line_vectors.
 float_layer: the same for float32 weights; by the same kernels where rows of a weight share (float_rows), else on lines
 (float_lines, float_panels, float_kernels, float_vectors); float_after is what follows the sums.
 conv_layer: convolutions on top of both; windows is where their inputs lie.

@@ -4,7 +4,8 @@
     blocks      the same for blocks of a multiple of 16 outputs by 4 inputs; absent blocks cost nothing. With 16 outputs
                 by 8 inputs two vectors share one repeated piece of 8 codes: loads are what limits this kernel
     select      16 outputs a vector; each picks 4 codes of its own out of 64 in a row, a window that slides along
-    shared      the same, 4 neighbouring outputs with the same inputs picking together
+    shared      the same, 4 neighbouring outputs with the same inputs picking together; where rows fill tiles of 64 and
+                the weight is large, rows are turned into lines instead, and nothing is picked: kernels/on_lines.py
     reference   plain loops, in any format
 
 `GOSSAMER_PORTABLE=1` in the environment decides, and computes, as if the processor had no vector extension.

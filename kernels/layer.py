@@ -5,7 +5,7 @@ that was chosen, the zero point's share and the bias become what accumulators st
 requantisation are proved and laid out. A call checks the activations and enters compiled code.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,8 +18,10 @@ from gossamer.kernels.bounds import max_accumulator
 from gossamer.kernels.checks import check_array, check_int, check_zero_point
 from gossamer.kernels.choose import Decision, usable_features
 from gossamer.kernels.epilogue import requantise
-from gossamer.kernels.formats import Weight
+from gossamer.kernels.formats import BSR, Weight
+from gossamer.kernels.line_groups import lay_out_groups
 from gossamer.kernels.matmul import spmm
+from gossamer.kernels.on_lines import TILE, OnLines, suits_lines
 from gossamer.kernels.pack import Packed, pack
 from gossamer.kernels.scaling import Scaling, make_scaling
 from gossamer.kernels.vectorised import Begins, Calls, Run, Vectorised
@@ -180,6 +182,11 @@ def prepare(
         if scaling is None or not scaling.with_bias:
             begin += biases
         run, why = _vectorised(packed, begin, code, scaling, threads), packed.decision
+        if segment is None and _takes_lines(weight, packed):
+            assert isinstance(run, Vectorised)
+            groups, first = lay_out_groups(weight.to_dense()), begin.astype(np.int32)
+            run = OnLines(run, groups, first, _after(scaling), threads=threads)
+            why = replace(why, reason=f"{why.reason}; rows that fill tiles of {TILE} are turned into lines instead")
     return Layer(
         shape=weight.shape,
         why=why,
@@ -207,13 +214,24 @@ def _reference(
     return run
 
 
+def _takes_lines(weight: Weight, packed: Packed) -> bool:
+    """Whether rows of 64 and more have a layout of their own: where dot products of 512 bits are an instruction."""
+    if packed.decision.kernel != "shared" or "avx512vnni" not in usable_features() or not isinstance(weight, BSR):
+        return False
+    return suits_lines(weight.shape, weight.data.size / (weight.shape[0] * weight.shape[1]))
+
+
+def _after(scaling: Scaling | None) -> tuple[Any, ...] | None:
+    return None if scaling is None else (scaling.scale, scaling.limits, scaling.mixing, scaling.table)
+
+
 def _vectorised(
     packed: Packed, begin: NDArray[np.int64], activation: np.dtype[Any], scaling: Scaling | None, threads: int
 ) -> Run:
     """begin : int64 [N], what an output's sum starts from."""
     padded = np.pad(begin, (0, packed.slots - begin.size))
     first = np.where(packed.outputs < 0, 0, padded[packed.outputs]).astype(np.int32).reshape(-1)
-    after = None if scaling is None else (scaling.scale, scaling.limits, scaling.mixing, scaling.table)
+    after = _after(scaling)
     if {"avx512vnni", "avxvnni"} & usable_features():
         tallest = _TILES[packed.decision.kernel, packed.width, packed.dwords]
         return Vectorised(packed, first, after, tallest=tallest, mode=None, threads=threads)

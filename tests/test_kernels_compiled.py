@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from gossamer.arch import rounding
-from gossamer.kernels import codes, float_after, float_vectors, intrinsics, step_vectors, vectors
+from gossamer.kernels import codes, float_after, float_vectors, intrinsics, line_vectors, step_vectors, vectors
 from gossamer.kernels.vectors import cpu_features
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "kernels").rglob("*.py"))
-OPERATIONS = (float_after, float_vectors, intrinsics, rounding, step_vectors)
+OPERATIONS = (float_after, float_vectors, intrinsics, line_vectors, rounding, step_vectors)
 """Modules of intrinsics, instructions rather than functions, and the one compiled function from another file."""
 
 
