@@ -80,9 +80,7 @@ def weave(typingctx: Any, parts: Any, part: Any, lines: Any, k: Any) -> tuple[An
     def body(site: Site) -> Any:
         first, place = (site.builder.mul(site.arguments[i], I64(size)) for i, size in ((1, _GROUP), (3, _LINE)))
         vectors = [_aligned_load(site, 0, site.offset(first, _LINE, j)) for j in range(16)]
-        for _ in range(
-            4
-        ):  # vectors j and j + 8 in turn: four times that, and byte j of vector m was byte m of vector j
+        for _ in range(4):  # j and j + 8 in turn, four times: byte j of vector m was byte m of vector j then
             vectors = [_unpack(site, vectors[j], vectors[j + 8], 1, high) for j in range(8) for high in range(2)]
         for m, vector in enumerate(vectors):
             _aligned_store(site, vector, 2, site.offset(place, _LINE, m))
