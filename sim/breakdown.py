@@ -5,6 +5,7 @@ Two steps. First a staircase of bounds, each of which knows one thing more than 
     ideal      nonzero weights at full rate, or every byte that must move once, whichever takes longest
     columns    + columns without a channel          imbalance  + slots of a step that have no nonzero
     metadata   + selects and padding of records     (this is the bound that reports give)
+               A column without a channel and a slot without a nonzero take room in a record, too: that is theirs.
     lanes      + lanes without a position           traffic    + what is loaded and stored beyond that: padding
     ppu        + cycles the PPUs need                            channels, halos, operands read again, offsets
 
@@ -55,6 +56,7 @@ from gossamer.arch.run import EVENT_FIELDS, Run, StageRun
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.stream import record_bytes
 from gossamer.sim.layers import CAUSES, stalls
+from gossamer.sim.occupancy import Occupancy, occupancy
 
 __all__ = ["Breakdown", "LayerParts", "Parts", "break_down"]
 
@@ -102,6 +104,7 @@ class LayerParts:
 
     cycles : from the last end of the layers before to its own, as in gossamer.sim.layers.
     limit : what its bound is made of: "array", "read" or "write".
+    macs : what the array's MACs did in these cycles.
     """
 
     name: str
@@ -113,6 +116,7 @@ class LayerParts:
     ideal: float
     limit: str
     parts: Parts
+    macs: Occupancy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +144,11 @@ class Breakdown:
         """The parts of all layers."""
         names = [f.name for f in fields(Parts)]
         return Parts(**{n: sum(getattr(layer.parts, n) for layer in self.layers) for n in names})
+
+    @property
+    def macs(self) -> Occupancy:
+        """What the MACs did in all cycles."""
+        return sum((layer.macs for layer in self.layers), Occupancy(still=float(self.end)))
 
 
 def break_down(run: Run) -> Breakdown:
@@ -190,7 +199,7 @@ def _stage_parts(program: Program, stage: AcceleratorStage, done: StageRun) -> l
             note=note,
             slots=int(slots.sum()),
             idle_columns=float((slots * (1 - weights.columns[rows] / spec.columns)).sum() / max(1, slots.sum())),
-            metadata=weights.beyond_nonzeros(rows, spec) * interval,
+            **weights.beyond_nonzeros(rows, spec),
             read=float(reads[k]),
             write=float((stores[:, S_BEATS] * stores[:, S_ROWS] * stores[:, S_BLOCKS]).sum() * interval),
             ppu=_drain_cycles(drains),
@@ -207,7 +216,8 @@ def _stage_parts(program: Program, stage: AcceleratorStage, done: StageRun) -> l
 class _Facts:
     """What one layer did. All in cycles; idle_columns is the share of columns without a channel.
 
-    metadata : of loading each weight record once, what is not nonzero weights.
+    metadata, values, empty : of loading each weight record once, what is not values of slots, these values, and those
+    among them that are of slots without a nonzero.
     read, write : its own operands on the buses, whenever they moved.  idle : the array standing still, by cause.
     """
 
@@ -215,6 +225,8 @@ class _Facts:
     slots: int
     idle_columns: float
     metadata: float
+    values: float
+    empty: float
     read: float
     write: float
     ppu: int
@@ -230,12 +242,14 @@ def _parts(f: _Facts, spec: ArchSpec, cycles: int) -> LayerParts:
     if not note.useful_macs:  # a maximum has no products: every slot of its steps counts as useful
         useful = array
     columns = min(array - useful, array * f.idle_columns)
-    records, needed = note.read_beats * interval, max(0.0, note.read_beats * interval - f.metadata)
-    write = note.write_beats * interval
+    records, write = note.read_beats * interval, note.write_beats * interval
+    held = max(0.0, records - f.metadata)  # records without selects; then without what slots in vain hold
+    needed = max(0.0, held - f.empty)
+    idle = min(held - needed, f.values * f.idle_columns)
     steps = [
         max(useful, needed, write),
-        max(useful + columns, needed, write),
-        max(array, needed, write),
+        max(useful + columns, needed + idle, write),
+        max(array, held, write),
         max(array, records, write),
         max(f.slots, records, write),
         max(f.slots, records, write, f.read, f.write),
@@ -261,6 +275,7 @@ def _parts(f: _Facts, spec: ArchSpec, cycles: int) -> LayerParts:
         ideal=steps[0],
         limit=max(limits, key=lambda n: limits[n]),
         parts=Parts(**dict(zip(names, map(float, rise), strict=True)), **left, hidden=-known),
+        macs=occupancy(note, spec, cycles, f.slots, f.idle_columns),
     )
 
 
@@ -272,18 +287,25 @@ class _Weights:
     """Weights as the MATMULs of a stage see them.
 
     columns : int64 [instructions], columns that have a nonzero in the steps of a MATMUL.
-    records : per instruction, the loads its steps come from: {beat address: (beats, nonzeros)}.
+    records : per instruction, the loads its steps come from: {beat address: (beats, steps, nonzeros)}.
     """
 
     columns: Cycles
-    records: Mapping[int, Mapping[int, tuple[int, int]]]
+    records: Mapping[int, Mapping[int, tuple[int, int, int]]]
 
-    def beyond_nonzeros(self, rows: Cycles, spec: ArchSpec) -> float:
-        """Beats of the records of these MATMULs, each load once, that nonzeros by themselves would not take."""
-        loads: dict[int, tuple[int, int]] = {}
+    def beyond_nonzeros(self, rows: Cycles, spec: ArchSpec) -> dict[str, float]:
+        """Cycles of the records of these MATMULs, each load once, that nonzeros by themselves would not take."""
+        loads: dict[int, tuple[int, int, int]] = {}
         for row in rows.tolist():
             loads.update(self.records[row])
-        return max(0.0, sum(beats - nonzeros / spec.axi_bytes for beats, nonzeros in loads.values()))
+        beats, steps, nonzeros = (sum(load[k] for load in loads.values()) for k in range(3))
+        cycles = spec.beat_interval / spec.axi_bytes  # of a byte
+        values = steps * spec.columns * spec.macs
+        return {
+            "metadata": max(0.0, (beats * spec.axi_bytes - values) * cycles),
+            "values": values * cycles,
+            "empty": (values - nonzeros) * cycles,
+        }
 
 
 def _weights(program: Program, matrix: NDArray[np.int64], touched: Accesses) -> _Weights:
@@ -293,7 +315,7 @@ def _weights(program: Program, matrix: NDArray[np.int64], touched: Accesses) -> 
     source = np.full(spec.weight_steps, -1, dtype=np.int64)
     columns = np.zeros(len(matrix), dtype=np.int64)
     decoded: dict[tuple[int, int, int], tuple[NDArray[np.bool_], int]] = {}
-    records: dict[int, dict[int, tuple[int, int]]] = {}
+    records: dict[int, dict[int, tuple[int, int, int]]] = {}
     written = (touched.space == Space.WEIGHT) & (touched.write == 1)
     dynamic = {
         int(i): (int(low), int(high))
@@ -320,7 +342,7 @@ def _weights(program: Program, matrix: NDArray[np.int64], touched: Accesses) -> 
             columns[i] = np.count_nonzero(held[at].any(axis=0))
             loads = [matrix[k] for k in np.unique(source[at]).tolist() if k >= 0]
             keys = [(int(f[L_ADDR]), int(f[L_BEATS] * f[L_ROWS] * f[L_BLOCKS]), int(f[L_ENC])) for f in loads]
-            records[i] = {key[0]: (key[1], decoded[key][1]) for key in keys}
+            records[i] = {key[0]: (key[1], len(decoded[key][0]), decoded[key][1]) for key in keys}
     return _Weights(columns=columns, records=records)
 
 

@@ -39,8 +39,13 @@ def check_sums(program: Program) -> None:
         for name, value in layer.parts.to_dict().items():
             assert value >= -1e-9 or name in ("tail", "hidden"), (name, layer)
         assert layer.parts.hidden <= 0
+        assert sum(layer.macs.to_dict().values()) == pytest.approx(layer.cycles, abs=1e-6)
+        assert all(value >= 0 for name, value in layer.macs.to_dict().items() if name != "still"), layer
+        if layer.cycles:
+            assert layer.macs.useful / layer.cycles == pytest.approx(reported["utilisation"])
     assert found.end + sum(layer.cycles for layer in found.layers) == run.cycles
     assert list(found.total.to_dict()) == list(MEANING)
+    assert sum(found.macs.to_dict().values()) == pytest.approx(run.cycles)
 
 
 @given(seed=st.integers(0, 2**32))
@@ -56,12 +61,13 @@ def test_parts_sum_to_the_whole(seed: int) -> None:
 
 
 def one(
-    spec: ArchSpec, shape: tuple[int, int, int, int], channels: int, kernel: int = 1, density: float = 1.0
-) -> LayerParts:
+    spec: ArchSpec, shape: tuple[int, int, int, int], channels: int, kernel: int = 1, density: float = 1.0,
+    groups: int = 1,
+) -> LayerParts:  # fmt: skip
     """The parts of a single layer."""
     rng = np.random.default_rng(0)
     x = random_tensor(rng, "x", shape)
-    conv, y = random_conv(rng, "conv", x, channels, (kernel, kernel), density=density)
+    conv, y = random_conv(rng, "conv", x, channels, (kernel, kernel), density=density, groups=groups)
     weight = np.where(conv.weight == 0, density == 1.0, conv.weight).astype(np.int8)
     conv = type(conv)(**{**conv.__dict__, "weight": weight})
     network = Network(name="one", tensors={"x": x, y.name: y}, stages=(conv,), inputs=("x",), outputs=(y.name,))
@@ -102,6 +108,27 @@ def test_sixty_five_positions_on_sixteen_lanes() -> None:
     assert found.limit == "array"
     assert found.parts.lanes == pytest.approx(found.bound * (80 / 65 - 1))
     assert one(fast, (1, 256, 1, 64), 128).parts.lanes == 0
+
+
+def test_a_pooling_of_one_position_keeps_hardly_a_mac_busy() -> None:
+    """Its bound is as inefficient as it is: what idles has to be told beside the ratio."""
+    server = ArchSpec.load("server")
+    found = one(server, (1, 256, 7, 7), 256, kernel=7, groups=256)
+    steps = 256 // 8 * 49  # each window of eight channels meets one nonzero in eight of 64 columns
+    assert found.limit == "read"
+    assert found.macs.lanes == pytest.approx(steps * (1 - 1 / 16))
+    assert found.macs.empty == pytest.approx(steps / 16 * (1 - 1 / 16))
+    assert found.macs.useful < 0.005 * found.cycles
+    # fifteen of sixteen values of its records are zero, three select bits a value are metadata: 3 / 11 of a record
+    assert found.parts.imbalance == pytest.approx(steps * 2 * 15 / 16, rel=0.01)
+    assert found.parts.metadata == pytest.approx(steps * 2 * 3 / 8, rel=0.01)
+
+
+def test_columns_without_a_channel_take_room_in_records_too() -> None:
+    found = one(EDGE, (1, 256, 1, 1), 1)
+    assert found.limit == "read"
+    assert found.parts.columns > 10 * found.parts.metadata
+    assert found.parts.imbalance == pytest.approx(0, abs=1)
 
 
 def test_columns_that_wait_for_each_other() -> None:
