@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gossamer.arch.run import Run
+    from gossamer.sim.breakdown import LayerParts
     from gossamer.trials import Trial
 
-__all__ = ["INSIDE", "MEANING", "explain"]
+__all__ = ["IDLE", "INSIDE", "MEANING", "explain"]
 
 MEANING = {
     "columns": "columns without a channel (inside the bound)",
@@ -31,14 +32,27 @@ INSIDE = ("columns", "imbalance", "metadata")
 """Parts that lie between the ideal and the bound; the others sum to cycles - bound."""
 
 
+IDLE = {
+    "empty": "slots without a nonzero",
+    "columns": "columns without a channel",
+    "lanes": "lanes without a position",
+    "still": "the array stands still",
+}
+"""Why MACs idle, for reports: what a layer's cycles x lanes x columns x macs hold beside products."""
+
+IDLE_LAYER = 0.1
+"""A layer that keeps a smaller share of the MACs busy is named, with the reasons."""
+
+
 def explain(run: "Run", trials: "Iterable[Trial]" = ()) -> dict[str, Any]:
     """Where the cycles of a run went (gossamer.sim.breakdown), with trials of changes, the best first.
 
     Raises GossamerError when the Program has no notes on its layers.
     """
+    from gossamer.inspection import host_stages
     from gossamer.sim.breakdown import break_down  # numba: only who has a run pays for it
 
-    found = break_down(run)
+    found, host = break_down(run), host_stages(run.program)
     tried = [asdict(t) for t in trials]
     return {
         "kind": "explanation",
@@ -48,9 +62,32 @@ def explain(run: "Run", trials: "Iterable[Trial]" = ()) -> dict[str, Any]:
         "bound": found.bound,
         "ideal": found.ideal,
         "ratio": found.cycles / found.bound if found.bound else 0.0,
+        "utilisation": found.macs.useful / max(found.cycles, 1),
+        "macs": found.macs.to_dict(),
         "parts": found.total.to_dict(),
         "end": found.end,
-        "layers": [{**asdict(layer), "parts": layer.parts.to_dict()} for layer in found.layers],
+        "host": host,
+        "layers": [
+            {**asdict(layer), "utilisation": layer.macs.useful / max(layer.cycles, 1), "idle": _idle(layer)}
+            for layer in found.layers
+        ],
         "trials": tried,
         "best": tried[0]["change"] if tried and tried[0]["speedup"] > 1 else None,
     }
+
+
+def _idle(layer: "LayerParts") -> str:
+    """Why a layer leaves most MACs idle, the longest first; empty where it keeps enough of them busy."""
+    shares = {name: value / max(layer.cycles, 1) for name, value in layer.macs.to_dict().items()}
+    if shares.pop("useful") >= IDLE_LAYER:
+        return ""
+    why = dict.fromkeys(IDLE, "")
+    works = layer.cycles - layer.macs.still
+    # Seventeen positions on sixteen lanes leave fifteen of 32 places without one: half is what too small a map leaves.
+    why["lanes"] = "fewer positions than lanes" if layer.macs.lanes >= works / 2 else "no lane grid divides the map"
+    if layer.kind == "maxpool" or layer.pattern.startswith("depthwise"):
+        why["empty"] = "each column reads a channel of its own"
+    if layer.bound > works:
+        why["still"] = f"the {layer.limit} bus needs longer"
+    named = sorted(((n, v) for n, v in shares.items() if v >= 0.01), key=lambda item: -item[1])
+    return ", ".join(f"{IDLE[n]} {v:.1%}" + (f" ({why[n]})" if why[n] else "") for n, v in named)

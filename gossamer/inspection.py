@@ -12,7 +12,16 @@ from gossamer.arch.program import MAGIC, HostStage, Program
 from gossamer.arch.run import EVENT_FIELDS, Run
 from gossamer.arch.spec import ArchSpec, preset_names
 
-__all__ = ["graph_after", "inspect", "inspect_model", "inspect_program", "inspect_run", "inspect_spec", "preset_table"]
+__all__ = [
+    "graph_after",
+    "host_stages",
+    "inspect",
+    "inspect_model",
+    "inspect_program",
+    "inspect_run",
+    "inspect_spec",
+    "preset_table",
+]
 
 
 def inspect(target: str | Path) -> dict[str, Any]:
@@ -97,7 +106,7 @@ def preset_table() -> list[dict[str, Any]]:
 def inspect_program(program: Program) -> dict[str, Any]:
     """What a Program holds: its spec, inputs, outputs, stages, layers, instructions and memory."""
     opcodes = program.instructions[:, 0].tolist()
-    macs = sum(note.macs for note in program.layers) + sum(s.macs for s in program.stages if isinstance(s, HostStage))
+    host = iter(host_stages(program))
     return {
         "kind": "program",
         "name": program.name,
@@ -108,20 +117,30 @@ def inspect_program(program: Program) -> dict[str, Any]:
         "dram_bytes": program.dram_bytes,
         "image_bytes": sum(segment.data.size for segment in program.segments),
         "stages": [
-            {
-                "name": stage.name,
-                "on": "host",
-                "reason": stage.reason,
-                "operators": list(stage.ops),
-                "macs": stage.macs,
-                "mac_share": stage.macs / macs if macs else 0.0,
-            }
+            next(host)
             if isinstance(stage, HostStage)
             else {"name": stage.name, "on": "accelerator", "instructions": stage.count}
             for stage in program.stages
         ],
         "layers": [{**asdict(note), "bound_cycles": note.bound(program.spec)} for note in program.layers],
     }
+
+
+def host_stages(program: Program) -> list[dict[str, Any]]:
+    """The parts of a Program that run on the host: which, why, and their share of all MACs."""
+    host = [stage for stage in program.stages if isinstance(stage, HostStage)]
+    macs = sum(note.macs for note in program.layers) + sum(stage.macs for stage in host)
+    return [
+        {
+            "name": stage.name,
+            "on": "host",
+            "reason": stage.reason,
+            "operators": list(stage.ops),
+            "macs": stage.macs,
+            "mac_share": stage.macs / macs if macs else 0.0,
+        }
+        for stage in host
+    ]
 
 
 def inspect_run(run: Run, *, trace: bool = False) -> dict[str, Any]:

@@ -18,6 +18,9 @@ __all__ = ["Progress", "show", "show_coverage", "show_presets", "show_verificati
 HOLES = 20
 """Bins without a count that are printed."""
 
+IDLE_LAYERS = 8
+"""Layers with idle MACs that are printed."""
+
 PATIENCE_SECONDS = 1.0
 """Work that takes longer than this shows its progress."""
 
@@ -216,10 +219,7 @@ def _show_program(facts: dict[str, Any]) -> None:
     total = counts.pop("total")
     _line(f"{total:,} instructions: " + ", ".join(f"{n:,} {name}" for name, n in counts.items() if n))
     _line(f"DRAM {facts['dram_bytes'] / 1024:,.1f} KiB, {facts['image_bytes'] / 1024:,.1f} KiB of it loaded at start")
-    for stage in facts["stages"]:
-        if stage["on"] == "host":
-            share = f"{stage['mac_share']:.1%} of all MACs"
-            _line(f"on the host: {stage['name']} ({', '.join(stage['operators'])}), {share}: {stage['reason']}")
+    _show_host(stage for stage in facts["stages"] if stage["on"] == "host")
     if facts["layers"]:
         _table(
             ("layer", "kind", "pattern", "MACs", "of nonzeros", "bound cycles", "mapping"),
@@ -280,8 +280,12 @@ def _show_explanation(facts: dict[str, Any]) -> None:
     ratio = f"ratio {facts['ratio']:.3f}"
     cycles, bound = f"{facts['cycles']:,} cycles", f"sum of the layers' bounds {round(facts['bound']):,}"
     _line(f"program {facts['program']} on spec {facts['spec']}: {cycles}, {bound}, {ratio}")
+    _show_host(facts["host"])
+    if facts["host"]:
+        share = sum(stage["mac_share"] for stage in facts["host"])
+        _line(f"the host has {share:.1%} of all MACs; cycles and bounds are of the rest")
     _table(
-        ("layer", "pattern", "cycles", "bound", "ratio", "limit", "beyond the bound", "inside it"),
+        ("layer", "pattern", "cycles", "bound", "ratio", "MACs", "limit", "beyond the bound", "inside it"),
         (
             (
                 n["name"],
@@ -289,6 +293,7 @@ def _show_explanation(facts: dict[str, Any]) -> None:
                 n["cycles"],
                 round(n["bound"]),
                 f"{n['cycles'] / n['bound']:.2f}" if n["bound"] else "",
+                f"{n['utilisation']:.0%}",
                 n["limit"],
                 _largest(n["parts"], inside=False),
                 _largest(n["parts"], inside=True),
@@ -304,6 +309,7 @@ def _show_explanation(facts: dict[str, Any]) -> None:
             if round(value)
         ),
     )
+    _show_idle(facts)
     if facts["trials"]:
         _table(
             ("one change", "cycles", "speed-up", "MACs", "buffers"),
@@ -328,6 +334,31 @@ def _largest(parts: dict[str, float], *, inside: bool) -> str:
 
     mine = {n: round(v) for n, v in parts.items() if (n in INSIDE) == inside}
     return ", ".join(f"{n} {v:,}" for n, v in sorted(mine.items(), key=lambda item: -abs(item[1])) if v)
+
+
+def _show_idle(facts: dict[str, Any]) -> None:
+    """How busy the MACs are, and the layers that leave most of them idle, whatever their ratio is."""
+    from gossamer.explain import IDLE
+
+    cycles = max(facts["cycles"], 1)
+    shares = {name: value / cycles for name, value in facts["macs"].items() if name in IDLE}
+    reasons = ", ".join(f"{IDLE[name]} {share:.1%}" for name, share in shares.items() if abs(share) >= 0.001)
+    _line(f"{facts['utilisation']:.1%} of all cycles x lanes x columns x macs were products; idle: {reasons}")
+    idle = sorted((n for n in facts["layers"] if n["idle"]), key=lambda n: -n["cycles"])
+    if idle:
+        _table(
+            ("layer with idle MACs", "cycles", "MACs", "idle, as a share of its cycles"),
+            ((n["name"], n["cycles"], f"{n['utilisation']:.2%}", n["idle"]) for n in idle[:IDLE_LAYERS]),
+        )
+    if len(idle) > IDLE_LAYERS:
+        _line(f"and {len(idle) - IDLE_LAYERS} more with less cycles (--json has all)")
+
+
+def _show_host(stages: Iterable[dict[str, Any]]) -> None:
+    """What runs on the host, why, and how much of the network that is."""
+    for stage in stages:
+        share = f"{stage['mac_share']:.1%} of all MACs"
+        _line(f"on the host: {stage['name']} ({', '.join(stage['operators'])}), {share}: {stage['reason']}")
 
 
 def _causes(stalls: dict[str, int]) -> str:

@@ -51,7 +51,7 @@ from gossamer.arch.access import (
 )
 from gossamer.arch.errors import GossamerError
 from gossamer.arch.isa import Encoding, LoadKind, Op, Unit
-from gossamer.arch.program import AcceleratorStage, LayerNote, Program
+from gossamer.arch.program import AcceleratorStage, HostStage, LayerNote, Program
 from gossamer.arch.run import EVENT_FIELDS, Run, StageRun
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.stream import record_bytes
@@ -157,6 +157,8 @@ def break_down(run: Run) -> Breakdown:
     Raises GossamerError when it has none.
     """
     program = run.program
+    if not program.layers and program.stages and not program.accelerator_stages:
+        raise GossamerError(f"Program {program.name!r} runs on the host alone: {_host_reasons(program)}")
     if not program.layers:
         raise GossamerError(f"Program {program.name!r} has no notes on its layers, so there is nothing to explain")
     layers: list[LayerParts] = []
@@ -166,6 +168,10 @@ def break_down(run: Run) -> Breakdown:
         layers += found
         end += done.cycles - sum(layer.cycles for layer in found)
     return Breakdown(program=program.name, spec=program.spec.name, cycles=run.cycles, end=end, layers=tuple(layers))
+
+
+def _host_reasons(program: Program) -> str:
+    return "; ".join(dict.fromkeys(s.reason for s in program.stages if isinstance(s, HostStage)))
 
 
 # ---- one stage ----

@@ -1,6 +1,7 @@
 """Explanations: parts that sum to the whole, and known causes for known cases."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from support.products import attention
 from support.specs import random_spec
 from typer.testing import CliRunner
 
-from gossamer import cli
+import gossamer
+from gossamer import cli, report
 from gossamer.arch.errors import CapacityError, GossamerError
 from gossamer.arch.program import Program
 from gossamer.arch.spec import ArchSpec
@@ -145,6 +147,63 @@ def test_a_narrow_ppu_is_the_limit_of_a_short_reduction() -> None:
 def test_few_channels_in_a_wide_block_are_traffic() -> None:
     wide = ArchSpec.load("server")
     assert one(wide, (1, 65, 28, 28), 64).parts.traffic > one(wide, (1, 128, 28, 28), 64).parts.traffic
+
+
+SMALL = ArchSpec(name="small", activation_bytes=128, activation_partitions=1)
+"""Its banks hold one position of a 1x1 convolution and not of a 3x3 one."""
+
+
+def two_layers() -> Network:
+    """3x3, then 1x1."""
+    rng = np.random.default_rng(2)
+    x = random_tensor(rng, "x", (1, 16, 6, 6))
+    first, middle = random_conv(rng, "first", x, 16, (3, 3))
+    second, out = random_conv(rng, "second", middle, 16, (1, 1))
+    tensors = {t.name: t for t in (x, middle, out)}
+    return Network(name="two", tensors=tensors, stages=(first, second), inputs=("x",), outputs=(out.name,))
+
+
+def test_what_runs_on_the_host_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = explain(simulate(gossamer.compile(two_layers(), SMALL), values=False))
+    (host,) = facts["host"]
+    assert (host["name"], host["operators"]) == ("first/host", ["Conv"])
+    assert host["mac_share"] == 0.9  # nine taps, and one behind them
+    assert "one output position reads 144 bytes" in host["reason"]
+    report.show(facts)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "on the host: first/host (Conv), 90.0% of all MACs: layer 'first' does not fit" in text
+    assert "the host has 90.0% of all MACs; cycles and bounds are of the rest" in text
+    assert explain(simulate(gossamer.compile(two_layers(), EDGE), values=False))["host"] == []
+
+
+def test_a_program_of_the_host_alone_says_why() -> None:
+    network = two_layers()
+    alone = replace(network, stages=network.stages[:1], outputs=("first.out",))
+    run = simulate(gossamer.compile(alone, SMALL), values=False)
+    with pytest.raises(GossamerError, match=r"'two' runs on the host alone: layer 'first' does not fit spec 'small'"):
+        explain(run)
+
+
+def test_layers_that_leave_macs_idle_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever their ratio: a pooling of one position on 16 lanes, each column with a channel of its own."""
+    rng = np.random.default_rng(0)
+    x = random_tensor(rng, "x", (1, 256, 7, 7))
+    conv, y = random_conv(rng, "average", x, 256, (7, 7), groups=256)
+    conv = replace(conv, weight=np.ones_like(conv.weight), pattern="depthwise 256")
+    network = Network(name="one", tensors={"x": x, y.name: y}, stages=(conv,), inputs=("x",), outputs=(y.name,))
+    facts = explain(simulate(build_program(network, ArchSpec.load("server")), values=False))
+    (layer,) = facts["layers"]
+    assert layer["utilisation"] == layer["macs"]["useful"] / layer["cycles"] < 0.005
+    assert facts["utilisation"] == layer["macs"]["useful"] / facts["cycles"]
+    assert "lanes without a position" in layer["idle"]
+    assert "(fewer positions than lanes)" in layer["idle"]
+    assert "(each column reads a channel of its own)" in layer["idle"]
+    report.show(facts)
+    assert "layer with idle MACs" in capsys.readouterr().out
+    x = random_tensor(rng, "x", (1, 64, 18, 18))
+    conv, y = random_conv(rng, "busy", x, 64, (3, 3))
+    network = Network(name="one", tensors={"x": x, y.name: y}, stages=(conv,), inputs=("x",), outputs=(y.name,))
+    assert explain(simulate(build_program(network, EDGE), values=False))["layers"][0]["idle"] == ""
 
 
 def test_trials_are_measured() -> None:
