@@ -338,6 +338,9 @@ def explain(
     trials: Annotated[
         bool, typer.Option("--trials/--no-trials", help="Compile and simulate with one change at a time (a model).")
     ] = True,
+    at_most: Annotated[
+        int | None, typer.Option(metavar="N", help="Try so many changes, those first that most cycles call for.", min=1)
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw what each layer's cycles went to (png, svg, pdf).")
     ] = None,
@@ -381,7 +384,7 @@ def explain(
         run = _api("simulate")(program, values=False, progress=progress)
         tried = []
         if network is not None and trials:
-            tried = neighbours.try_changes(network, program.spec, run.cycles, progress, refine=refine, chains=chains)
+            tried = neighbours.try_changes(network, run, progress, refine=refine, chains=chains, limit=at_most)
     facts = explain.explain(run, tried)
     if picture is not None:
         pictures.explanation(facts, picture)

@@ -51,9 +51,11 @@ def explain(run: "Run", trials: "Iterable[Trial]" = ()) -> dict[str, Any]:
     """
     from gossamer.inspection import host_stages
     from gossamer.sim.breakdown import break_down  # numba: only who has a run pays for it
+    from gossamer.trials import best, ranked
 
     found, host = break_down(run), host_stages(run.program)
-    tried = [asdict(t) for t in trials]
+    tried = ranked(trials)
+    helps = best(tried)
     return {
         "kind": "explanation",
         "program": found.program,
@@ -71,8 +73,8 @@ def explain(run: "Run", trials: "Iterable[Trial]" = ()) -> dict[str, Any]:
             {**asdict(layer), "utilisation": layer.macs.useful / max(layer.cycles, 1), "idle": _idle(layer)}
             for layer in found.layers
         ],
-        "trials": tried,
-        "best": tried[0]["change"] if tried and tried[0]["speedup"] > 1 else None,
+        "trials": [{**asdict(t), "same_work": t.same_work} for t in tried],
+        "best": helps.change if helps else None,
     }
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
@@ -24,11 +25,15 @@ IDLE_LAYERS = 8
 PATIENCE_SECONDS = 1.0
 """Work that takes longer than this shows its progress."""
 
+LINE_SECONDS = 10.0
+"""Where there is no bar, a line tells how far counted work is, so often at most."""
+
 
 class Progress:
     """A bar on stderr for work that takes longer than a second. Called as progress(stage, done, total), 0 if unknown.
 
-    Where stderr is not a terminal there is no bar, but one line when numba has to compile: the wait that surprises.
+    Where stderr is not a terminal there is no bar, but one line when numba has to compile, the wait that surprises, and
+    one now and then while counted work goes on.
     """
 
     def __init__(self) -> None:
@@ -37,15 +42,17 @@ class Progress:
             rich_progress.SpinnerColumn(),
             rich_progress.TextColumn("{task.description}"),
             rich_progress.BarColumn(),
+            rich_progress.TextColumn("{task.fields[count]}"),
             rich_progress.TimeElapsedColumn(),
             console=console,
             transient=True,
         )
-        self._task = self._bar.add_task("starting", total=None)
+        self._task = self._bar.add_task("starting", total=None, count="")
         self._timer = threading.Timer(PATIENCE_SECONDS, self._bar.start)
         self._timer.daemon = True
         self._wanted = console.is_terminal
         self._compiling = threading.Event()
+        self._said = time.monotonic()
 
     def _compiles(self) -> None:
         """Numba begins to compile a function. Once for all of them: each takes a second or less."""
@@ -58,7 +65,11 @@ class Progress:
             print("Compiling the simulator for this machine, once; this takes up to half a minute.", file=sys.stderr)
 
     def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
-        self._bar.update(self._task, description=stage, completed=done, total=total or None)
+        count = f"{done} of {total}" if total else ""
+        self._bar.update(self._task, description=stage, completed=done, total=total or None, count=count)
+        if total and not self._wanted and time.monotonic() - self._said >= LINE_SECONDS:
+            self._said = time.monotonic()
+            print(f"{stage} ({count} done)", file=sys.stderr)
 
     def __enter__(self) -> Self:
         from numba.core import event  # not for those who only import this module
@@ -310,22 +321,47 @@ def _show_explanation(facts: dict[str, Any]) -> None:
         ),
     )
     _show_idle(facts)
-    if facts["trials"]:
+    _show_trials(facts)
+
+
+def _show_trials(facts: dict[str, Any]) -> None:
+    """Changes that were tried: first those whose cycles compare, then those that move layers to or from the host."""
+    tried = [t for t in facts["trials"] if not t["reason"].startswith("not tried")]
+    if not facts["trials"]:
+        return
+    _table(
+        ("one change", "of", "cycles", "speed-up", "MACs", "buffers"),
+        (
+            (t["change"], t["whose"], t["cycles"] if t["cycles"] is not None else "does not fit", *_costs(t))
+            for t in tried
+            if t["same_work"] and t["cycles"] != facts["cycles"]
+        ),
+    )
+    if alike := [t["change"] for t in tried if t["same_work"] and t["cycles"] == facts["cycles"]]:
+        _line(f"these change no cycle: {'; '.join(alike)}")
+    moved = [t for t in tried if not t["same_work"]]
+    if moved:
+        _line("these run other layers on the array, so their cycles do not compare:")
         _table(
-            ("one change", "cycles", "speed-up", "MACs", "buffers"),
-            (
-                (
-                    t["change"],
-                    t["cycles"] if t["cycles"] else "does not fit",
-                    f"{t['speedup']:.3f}",
-                    f"x {t['macs']:.2f}",
-                    f"x {t['buffer_bytes']:.2f}",
-                )
-                for t in facts["trials"]
-            ),
+            ("one change", "layers", "MACs on the array", "cycles", "MACs", "buffers"),
+            ((t["change"], _moved(t), f"x {t['work']:.3g}", t["cycles"], *_costs(t)[1:]) for t in moved),
         )
-        helps = f"{facts['best']} helps most" if facts["best"] else "no single change of these helps"
-        _line(f"each was compiled and simulated; {helps}")
+    left = [t for t in facts["trials"] if t not in tried]
+    for reason in dict.fromkeys(t["reason"] for t in left):
+        _line(f"{reason}: {'; '.join(t['change'] for t in left if t['reason'] == reason)}")
+    helps = f"{facts['best']} helps most" if facts["best"] else "no single change of these helps"
+    _line(f"{len(tried)} were compiled and simulated; of changes to accelerator or weights, {helps}")
+
+
+def _costs(trial: dict[str, Any]) -> tuple[str, str, str]:
+    """What a change brings, and what it takes."""
+    return f"{trial['speedup']:.3f}", f"x {trial['macs']:.2f}", f"x {trial['buffer_bytes']:.2f}"
+
+
+def _moved(trial: dict[str, Any]) -> str:
+    """How many layers a change moves to or from the host."""
+    words = [(len(trial["from_host"]), "+", "from"), (len(trial["to_host"]), "-", "to")]
+    return ", ".join(f"{sign}{n} layer{'s' * (n > 1)} {way} the host" for n, sign, way in words if n)
 
 
 def _largest(parts: dict[str, float], *, inside: bool) -> str:

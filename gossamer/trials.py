@@ -1,38 +1,36 @@
 """What one change of spec or pattern would bring: each is compiled and simulated, nothing is estimated."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gossamer.arch.errors import GossamerError
+from gossamer.arch.program import HostStage, Program
 from gossamer.arch.spec import ArchSpec
+from gossamer.changes import Change, changes
 
 if TYPE_CHECKING:
+    from gossamer.arch.run import Run
     from gossamer.compiler.layers import Network
 
-__all__ = ["Trial", "changed_specs", "try_changes"]
+__all__ = ["Trial", "best", "ranked", "try_changes"]
 
 PATTERNS = ("4:8", "2:8")
 """Imposed on layers that can hold them and have more nonzeros now."""
 
-_DOUBLED = (
-    "axi_bytes",
-    "ppu",
-    "depth",
-    "activation_bytes",
-    "output_bytes",
-    "weight_steps",
-    "queue_depth",
-    "outstanding_reads",
-    "macs",
-)
+_PATTERN_PARTS = ("array", "bus", "imbalance", "metadata", "lanes", "traffic", "start", "memory", "waiting")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A change and what it did. cycles : None when it could not be compiled, for `reason`.
+    """A change and what it did.
 
+    cycles : None when it was not tried or could not be compiled, for `reason`.
+    whose : who can make it: "accelerator", "memory" (a property of what it is connected to) or "weights".
+    parts : what it can reduce, and room : the cycles of that in the run without the change.
     macs, buffer_bytes : of the changed spec over those of the given one: what the change costs.
+    from_host, to_host : stages that run on the array now, and those that no longer do: its cycles are of other work.
+    work : MACs of the layers on the array, over those without the change.
     """
 
     change: str
@@ -41,75 +39,135 @@ class Trial:
     macs: float
     buffer_bytes: float
     reason: str = ""
+    whose: str = "accelerator"
+    parts: tuple[str, ...] = ()
+    room: float = 0.0
+    from_host: tuple[str, ...] = ()
+    to_host: tuple[str, ...] = ()
+    work: float = 1.0
+
+    @property
+    def same_work(self) -> bool:
+        """Whether the array runs the same layers, so that cycles compare."""
+        return not self.from_host and not self.to_host
 
 
-def changed_specs(spec: ArchSpec) -> Iterator[tuple[str, ArchSpec]]:
-    """Neighbours of a spec with one thing changed each, those that are legal."""
-    changes: list[tuple[str, dict[str, Any]]] = [
-        (f"{name} {getattr(spec, name)} -> {2 * getattr(spec, name)}", {name: 2 * getattr(spec, name)})
-        for name in _DOUBLED
-    ]
-    fine, coarse = 2 * spec.lanes, 2 * spec.columns
-    if spec.columns % 2 == 0:
-        changes.append((f"lanes x columns -> {fine} x {spec.columns // 2}", {"lanes": fine, "columns": coarse // 4}))
-    if spec.lanes % 2 == 0:
-        changes.append((f"lanes x columns -> {spec.lanes // 2} x {coarse}", {"lanes": fine // 4, "columns": coarse}))
-    changes.append((f"group {spec.group} -> {2 * spec.group}", {"group": 2 * spec.group, "hop": 2 * spec.hop}))
-    changes.append((f"read_latency {spec.read_latency} -> 1", {"read_latency": 1}))
-    for text, values in changes:
-        try:
-            yield text, spec.evolve(**values)
-        except GossamerError:  # not a legal spec
-            continue
+def ranked(trials: Iterable[Trial]) -> list[Trial]:
+    """Trials that run the same layers, the fastest first; then those that run others, the most work first."""
+    return sorted(trials, key=lambda t: (not t.same_work, -t.speedup if t.same_work else -t.work, -t.speedup))
+
+
+def best(trials: Iterable[Trial]) -> Trial | None:
+    """The change that helps most: of those that can be made to accelerator or weights and run the same layers."""
+    found = [t for t in trials if t.same_work and t.whose != "memory" and t.speedup > 1]
+    return max(found, key=lambda t: t.speedup, default=None)
 
 
 def try_changes(
     network: "Network",
-    spec: ArchSpec,
-    cycles: int,
+    run: "Run",
     progress: Callable[[str, int, int], object] | None = None,
     *,
     refine: bool = False,
     chains: bool = True,
+    limit: int | None = None,
 ) -> list[Trial]:
-    """Compile and simulate the network with one change at a time, the best first.
+    """Compile and simulate the network with one change at a time; see `ranked` for their order.
 
-    cycles : what the network takes on `spec` as it is.  refine, chains : as in gossamer.compile.
-    Patterns are imposed on the quantised weights by magnitude:
-    right for time, which does not depend on what the weights are, and no statement on accuracy.
+    run : of the network compiled for its spec as it is.  refine, chains : as in gossamer.compile.
+    limit : most changes to try, those for the parts that take most cycles; the others come last, with the reason.
+    What can only reduce parts that take no cycles is not tried either. Patterns are imposed on the quantised weights
+    by magnitude: right for time, which does not depend on what the weights are, and no statement on accuracy.
     """
-    jobs = [(text, network, changed) for text, changed in changed_specs(spec)]
+    if not run.program.layers:
+        return []
+    room, spec = _room(run), run.program.spec
+    shares = {name: cycles / max(run.cycles, 1) for name, cycles in room.items()}
+    jobs = [_Job(change=c, network=network, room=_sum(room, c.parts)) for c in changes(spec, shares)]
     for pattern in PATTERNS:
         pruned = _pruned(network, pattern)
         if pruned is not None:
-            jobs.append((f"pattern {pattern}", pruned, spec))
-    found = []
-    for done, (text, candidate, changed) in enumerate(jobs):
+            change = Change(text=f"pattern {pattern}", spec=spec, parts=_PATTERN_PARTS, whose="weights")
+            jobs.append(_Job(change=change, network=pruned, room=_sum(room, _PATTERN_PARTS)))
+    jobs.sort(key=lambda job: (bool(_in_vain(job)), -job.room))
+    chosen = [job for job in jobs if not _in_vain(job)][:limit]
+    found: list[Trial] = []
+    for job in chosen:
         if progress:
-            progress(f"try {text}", done, len(jobs))
-        found.append(_measure(text, replace(candidate, notes=()), changed, spec, cycles, refine=refine, chains=chains))
-    return sorted(found, key=lambda t: -t.speedup)
+            progress(f"try {job.change.text}", len(found), len(chosen))
+        found.append(_measured(job, run, refine=refine, chains=chains))
+    for job in jobs[len(chosen) :]:
+        found.append(_untried(job, spec, f"not tried: {_in_vain(job) or f'only {limit} were to be'}"))
+    return ranked(found)
 
 
-def _measure(
-    text: str, network: "Network", changed: ArchSpec, spec: ArchSpec, cycles: int, *, refine: bool, chains: bool
-) -> Trial:
-    from gossamer.api import compile
-    from gossamer.sim.simulate import simulate
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Job:
+    """A change to try. room : cycles of the parts that it can reduce."""
 
-    taken, reason = None, ""
-    try:
-        program = compile(network, changed, refine=refine, chains=chains)
-        taken = simulate(program, values=False, check=False).cycles
-    except GossamerError as error:
-        reason = str(error)
+    change: Change
+    network: "Network"
+    room: float
+
+
+def _in_vain(job: _Job) -> str:
+    """Why a trial would be in vain, if it would."""
+    nothing = job.change.only and not round(job.room)
+    return job.change.reason or (f"no cycles of {', '.join(job.change.parts)}" if nothing else "")
+
+
+def _sum(room: Mapping[str, float], parts: Iterable[str]) -> float:
+    return sum(room[name] for name in parts)
+
+
+def _room(run: "Run") -> dict[str, float]:
+    """Cycles of a run by part, of the bounds by what limits them, and what the host's MACs would take at full rate."""
+    from gossamer.sim.breakdown import break_down
+
+    found = break_down(run)
+    array = sum(layer.bound for layer in found.layers if layer.limit == "array")
+    host = sum(max(1.0, stage.macs / run.program.spec.peak_macs) for stage in _host(run.program).values())
+    return {**found.total.to_dict(), "array": array, "bus": found.bound - array, "host": host}
+
+
+def _host(program: Program) -> dict[str, HostStage]:
+    return {stage.name: stage for stage in program.stages if isinstance(stage, HostStage)}
+
+
+def _untried(job: _Job, spec: ArchSpec, reason: str = "") -> Trial:
+    changed = job.change.spec
     return Trial(
-        change=text,
-        cycles=taken,
-        speedup=cycles / taken if taken else 0.0,
+        change=job.change.text,
+        cycles=None,
+        speedup=0.0,
         macs=changed.peak_macs / spec.peak_macs,
         buffer_bytes=sum(changed.buffer_bytes.values()) / sum(spec.buffer_bytes.values()),
         reason=reason,
+        whose=job.change.whose,
+        parts=job.change.parts,
+        room=job.room,
+    )
+
+
+def _measured(job: _Job, run: "Run", *, refine: bool, chains: bool) -> Trial:
+    from gossamer.api import compile
+    from gossamer.sim.simulate import simulate
+
+    before, trial = run.program, _untried(job, run.program.spec)
+    try:
+        program = compile(replace(job.network, notes=()), job.change.spec, refine=refine, chains=chains)
+        cycles = simulate(program, values=False, check=False).cycles
+    except GossamerError as error:
+        return replace(trial, reason=str(error))
+    then, now = _host(before), _host(program)
+    work, of = (sum(note.macs for note in p.layers) for p in (program, before))
+    return replace(
+        trial,
+        cycles=cycles,
+        speedup=run.cycles / cycles if cycles else 0.0,
+        from_host=tuple(name for name in then if name not in now),
+        to_host=tuple(name for name in now if name not in then),
+        work=work / of if of else 1.0,
     )
 
 

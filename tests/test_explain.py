@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +19,14 @@ from gossamer import cli, report
 from gossamer.arch.errors import CapacityError, GossamerError
 from gossamer.arch.program import Program
 from gossamer.arch.spec import ArchSpec
+from gossamer.changes import changes, nearest
 from gossamer.compiler.backend.build import build_program
 from gossamer.compiler.layers import Network
 from gossamer.explain import MEANING, explain
 from gossamer.sim.breakdown import LayerParts, break_down
 from gossamer.sim.layers import layer_report
 from gossamer.sim.simulate import simulate
-from gossamer.trials import changed_specs, try_changes
+from gossamer.trials import Trial, best, ranked, try_changes
 
 DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits" / "digits-2of8.onnx"
 
@@ -212,16 +214,109 @@ def test_trials_are_measured() -> None:
     conv, y = random_conv(rng, "conv", x, 256, (1, 1))
     network = Network(name="one", tensors={"x": x, y.name: y}, stages=(conv,), inputs=("x",), outputs=(y.name,))
     narrow = EDGE.evolve(name="narrow", axi_bytes=4)
-    cycles = simulate(build_program(network, narrow), values=False).cycles
-    tried = try_changes(network, narrow, cycles)
+    run = simulate(build_program(network, narrow), values=False)
+    tried = try_changes(network, run)
     assert tried[0].change == "axi_bytes 4 -> 8"
+    assert best(tried) is tried[0]
     assert [t.speedup for t in tried] == sorted((t.speedup for t in tried), reverse=True)
-    by_name = dict(changed_specs(narrow))
+    by_name = {change.text: change.spec for change in changes(narrow)}
     for trial in tried[:3]:
         if trial.change in by_name:
             again = simulate(build_program(network, by_name[trial.change]), values=False).cycles
-            assert (trial.cycles, trial.speedup) == (again, cycles / again)
-    assert any(t.change == "pattern 2:8" and t.speedup > 1 for t in tried)
+            assert (trial.cycles, trial.speedup) == (again, run.cycles / again)
+    assert any(t.change == "pattern 2:8" and t.speedup > 1 and t.whose == "weights" for t in tried)
+    assert {t.whose for t in tried} == {"accelerator", "memory", "weights"}
+    assert explain(run, tried)["best"] == "axi_bytes 4 -> 8"
+
+
+def test_only_what_can_help_is_tried_and_no_more_than_asked_for() -> None:
+    run = simulate(build_program(two_layers(), EDGE), values=False)
+    fetch = break_down(run).total.fetch
+    assert round(fetch) == 0
+    tried = try_changes(two_layers(), run, limit=2)
+    assert sum(t.cycles is not None for t in tried) == 2
+    left = {t.change: t.reason for t in tried if t.cycles is None}
+    assert left.pop("fetch_burst 8 -> 16") == "not tried: no cycles of fetch"
+    assert all(why.startswith("not tried: ") for why in left.values())
+    assert "not tried: only 2 were to be" in left.values()
+    least = min(t.room for t in tried if t.cycles is not None)
+    assert all(t.room <= least for t in tried if t.reason == "not tried: only 2 were to be")
+    # and it would have been in vain
+    wider = simulate(build_program(two_layers(), EDGE.evolve(fetch_burst=16)), values=False)
+    assert wider.cycles >= 0.995 * run.cycles
+
+
+def test_a_large_wait_for_instructions_calls_for_more_than_twice_the_queue() -> None:
+    spec = EDGE.evolve(name="starved", queue_depth=1, fetch_burst=1)
+    plain = {c.text for c in changes(spec)}
+    assert {"queue_depth 1 -> 2", "fetch_burst 1 -> 2"} < plain
+    assert not any(text.endswith("-> 8") for text in plain)
+    starved = {c.text for c in changes(spec, {"fetch": 0.05})}
+    assert starved - plain == {"queue_depth 1 -> 8", "fetch_burst 1 -> 8", "queue_depth 1 -> 8, fetch_burst 1 -> 8"}
+    for field in ("outstanding_reads", "outstanding_writes", "burst_beats"):
+        assert any(text.startswith(f"{field} ") for text in plain)
+
+
+def test_where_twice_is_not_legal_the_nearest_value_is_tried() -> None:
+    odd = ArchSpec(name="odd", lanes=3, columns=40, axi_bytes=8, outstanding_reads=40, activation_bytes=24 * 2**14,
+                   activation_partitions=3)  # fmt: skip
+    found = {c.text: c for c in changes(odd)}
+    assert found["lanes x columns -> 5 x 24"].spec.pes == odd.pes
+    assert found["lanes x columns -> 1 x 120"].spec.pes == odd.pes
+    assert "outstanding_reads 40 -> 64" in found
+    assert nearest(odd, "activation_bytes", 2 * odd.activation_bytes) == 5 * odd.activation_bytes // 4
+    assert found["axi_bytes 8"].reason == "no larger value is legal"  # 40 columns are no multiple of 16
+    assert nearest(odd.evolve(outstanding_reads=64), "outstanding_reads", 128) is None
+    assert "weight_steps 2048 -> 4096, offset_steps 2048 -> 4096" in found  # the smaller of both is what counts
+    assert "weight_steps 2048 -> 4096" in {c.text for c in changes(odd.evolve(offset_steps=4096))}
+    assert all(c.spec != odd or c.reason for c in found.values())
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=25)
+def test_changes_of_any_spec_are_specs(seed: int) -> None:
+    spec = random_spec(np.random.default_rng(seed))
+    for change in changes(spec, dict.fromkeys([*MEANING, "host"], 1.0)):
+        assert bool(change.reason) == (change.spec == spec), change
+        assert set(change.parts) <= {*MEANING, "array", "bus", "host"}
+        if "lanes x columns" in change.text:
+            assert change.spec.pes <= spec.pes
+
+
+def test_trials_that_move_layers_to_or_from_the_host_are_kept_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    network = two_layers()
+    run = simulate(gossamer.compile(network, SMALL), values=False)
+    tried = try_changes(network, run)
+    by_name = {t.change: t for t in tried}
+    moved = by_name["activation_bytes 128 -> 256"]
+    assert (moved.from_host, moved.to_host, moved.same_work) == (("first/host",), (), False)
+    assert moved.work == 10  # nine taps and one
+    assert moved.speedup < 1  # more work takes longer: that is no slow-down
+    assert "activation_bytes 128 -> 1024" in by_name  # the host has more than a small share
+    flags = [t.same_work for t in tried]
+    assert flags == sorted(flags, reverse=True)
+    assert by_name["depth 16 -> 32"].same_work
+    facts = explain(run, tried)
+    report.show(facts)
+    text = " ".join(capsys.readouterr().out.split())
+    _, _, apart = text.partition("these run other layers on the array, so their cycles do not compare:")
+    assert "activation_bytes 128 -> 256 +1 layer from the host x 10" in apart
+    assert "not tried: no cycles of fetch: fetch_burst 8 -> 16" in apart
+
+
+def test_the_best_change_is_one_that_a_designer_can_make() -> None:
+    def trial(change: str, speedup: float, **more: Any) -> Trial:
+        return Trial(change=change, cycles=100, speedup=speedup, macs=1.0, buffer_bytes=1.0, **more)
+
+    fast = trial("read_latency 40 -> 1", 3.0, whose="memory")
+    less = trial("activation_bytes 32 -> 16", 2.0, to_host=("conv/host",), work=0.5)
+    more = trial("activation_bytes 32 -> 64", 0.5, from_host=("conv/host",), work=2.0)
+    none = trial("depth 16 -> 32", 1.0)
+    wide = trial("axi_bytes 4 -> 8", 1.5)
+    given_ = [less, none, fast, more, wide]
+    assert ranked(given_) == [fast, wide, none, more, less]
+    assert best(given_) is wide
+    assert best([fast, less, more, none]) is None
 
 
 def test_a_program_without_notes_has_nothing_to_explain() -> None:
@@ -246,6 +341,9 @@ def test_the_command(tmp_path: Path) -> None:
     found = json.loads(call("explain", DIGITS, "edge", *options, "--json").stdout)
     assert found["cycles"] == found["end"] + round(found["ideal"] + sum(found["parts"].values()))
     assert found["best"] is None
+    options = (*options[:2], "--at-most", 1, "--json")
+    tried = json.loads(call("explain", DIGITS, "edge", *options).stdout)["trials"]
+    assert [t["change"] for t in tried if t["cycles"]] == [max(tried, key=lambda t: t["room"])["change"]]
     program = build_program(random_network(np.random.default_rng(0)), EDGE)
     program.save(tmp_path / "p.gsm")
     assert json.loads(call("explain", tmp_path / "p.gsm", "--json").stdout) == explain(simulate(program, values=False))
