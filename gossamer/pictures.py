@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from gossamer.arch.errors import GossamerError
 from gossamer.arch.isa import SEMAPHORES, Unit
+from gossamer.arch.program import HostStage
 from gossamer.arch.run import EVENT_FIELDS, Run, StageRun
+from gossamer.drawing import HATCH, PARTS, figure, frame, save, short
 from gossamer.explain import INSIDE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["check_path", "explanation", "layers", "overview", "timeline"]
 
@@ -45,7 +46,6 @@ _STALLS = {
     Unit.DRAIN: ("DRAIN", "#d5ecd9", "...."),
     Unit.STORE: ("STORE", "#ecdcf3", "xxxx"),
 }
-_HATCH = "#b7bbc2"
 _SPENT = (
     ("array works", "#3f5068"),
     ("array waits, bus moves data", "#e0a458"),
@@ -62,13 +62,15 @@ _ROWS = (
 """Rows of a timeline from the top: name, unit, bottom and height."""
 _STRIP = (6.45, 0.5)
 """Bottom and height of the strip with the names of the layers."""
+_BOUNDARY: dict[str, Any] = {"color": "#333333", "linewidth": 0.8, "linestyle": (0, (4, 3))}
+"""The line between two stages."""
 _STRIP_LETTERS = 125
 """Letters that fit on its whole width."""
 
 
 def check_path(path: str | Path) -> None:
     """Raise GossamerError when matplotlib is missing or the suffix is not one it can write."""
-    known = _figure(1.0, 1.0).canvas.get_supported_filetypes()
+    known = figure(1.0, 1.0).canvas.get_supported_filetypes()
     suffix = Path(path).suffix.removeprefix(".").lower()
     if suffix not in known:
         raise GossamerError(f"a picture's name must end in one of {', '.join(sorted(known))}, not {Path(path).name!r}")
@@ -84,9 +86,9 @@ def timeline(run: Run, path: str | Path, *, stage: str | None = None) -> None:
     """
     check_path(path)
     _check_stage(run, stage)
-    figure = _figure(12.0, 4.8)
-    _draw_timeline(figure.add_subplot(), run, stage)
-    _save(figure, path)
+    drawn = figure(12.0, 4.8)
+    _draw_timeline(drawn.add_subplot(), run, stage)
+    save(drawn, path)
 
 
 def layers(run: Run, path: str | Path) -> None:
@@ -100,10 +102,10 @@ def layers(run: Run, path: str | Path) -> None:
     spans = _spans(run)
     if not spans:
         raise GossamerError(f"Program {run.program.name!r} has no notes on its layers, so there is nothing to draw")
-    figure = _figure(12.0, 0.3 + _layers_height(len(spans)))
-    figure.suptitle(_title(run, run.cycles), x=0.01, ha="left", fontsize=11)
-    _draw_layers(figure.add_subplot(), run, spans)
-    _save(figure, path)
+    drawn = figure(12.0, 0.3 + _layers_height(len(spans)))
+    drawn.suptitle(_title(run, run.cycles), x=0.01, ha="left", fontsize=11)
+    _draw_layers(drawn.add_subplot(), run, spans)
+    save(drawn, path)
 
 
 def overview(run: Run, path: str | Path) -> None:
@@ -112,14 +114,14 @@ def overview(run: Run, path: str | Path) -> None:
     _check_stage(run, None)
     spans = _spans(run)
     below = _layers_height(len(spans)) if spans else 0.0
-    figure = _figure(12.0, 4.8 + below)
+    drawn = figure(12.0, 4.8 + below)
     if not spans:
-        _draw_timeline(figure.add_subplot(), run, None)
+        _draw_timeline(drawn.add_subplot(), run, None)
     else:
-        top, bottom = figure.subplots(2, 1, height_ratios=[4.8, below])
+        top, bottom = drawn.subplots(2, 1, height_ratios=[4.8, below])
         _draw_timeline(top, run, None)
         _draw_layers(bottom, run, spans)
-    _save(figure, path)
+    save(drawn, path)
 
 
 def explanation(facts: dict[str, Any], path: str | Path) -> None:
@@ -133,13 +135,18 @@ def explanation(facts: dict[str, Any], path: str | Path) -> None:
     names = [n for n in facts["parts"] if n not in INSIDE and n != "hidden"]
     parts = np.array([[max(0.0, layer["parts"][n]) for n in names] for layer in found])
     left = np.array([layer["cycles"] for layer in found]) - parts.sum(axis=1)
-    figure, y = _figure(12.0, 0.3 + _layers_height(len(found))), np.arange(len(found))
-    axes = figure.add_subplot()
+    drawn, y = figure(12.0, 0.3 + _layers_height(len(found))), np.arange(len(found))
+    cycles = f"{facts['cycles']:,} cycles" + (f", {facts['ratio']:.3f} × bound" if facts["ratio"] else "")
+    drawn.suptitle(f"{facts['program']} on {facts['spec']}: {cycles}", x=0.01, ha="left", fontsize=11)
+    axes = drawn.add_subplot()
     axes.barh(y, left, height=0.66, color=_SPENT[0][1], label="bound", linewidth=0)
     for k, name in enumerate(names):
         if parts[:, k].any():
-            colour = _LAYER_COLOURS[(k + 1) % len(_LAYER_COLOURS)]
-            axes.barh(y, parts[:, k], left=left, height=0.66, color=colour, label=name, linewidth=0)
+            colour, hatch = PARTS[name]
+            axes.barh(
+                y, parts[:, k], left=left, height=0.66, facecolor=colour, hatch=hatch, edgecolor="#6b6f7b", label=name,
+                linewidth=0,
+            )  # fmt: skip
             left = left + parts[:, k]
     for k, layer in enumerate(found):
         ratio = f", {layer['cycles'] / layer['bound']:.2f} × bound" if layer["bound"] else ""
@@ -147,15 +154,15 @@ def explanation(facts: dict[str, Any], path: str | Path) -> None:
             f"{layer['cycles']:,}{ratio}", (left[k], k), (5, 0), textcoords="offset points", va="center", fontsize=8,
             color="#333333",
         )  # fmt: skip
-    _frame(axes, 1.16 * float(left.max()))
-    axes.set_yticks(y, [_short(layer["name"], 36) for layer in found], fontsize=9)
+    frame(axes, 1.16 * float(left.max()))
+    axes.set_yticks(y, [short(layer["name"], 36) for layer in found], fontsize=9)
     axes.set_ylim(len(found) - 0.4, -0.6)
     axes.set_xlabel("cycles that the layer added, and what they went to", fontsize=9)
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1.0), ncols=9, fontsize=8, frameon=False, borderaxespad=0.2,
         handlelength=1.4,
     )  # fmt: skip
-    _save(figure, path)
+    save(drawn, path)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -302,25 +309,6 @@ def _check_stage(run: Run, stage: str | None) -> None:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure, size in inches, without the state of pyplot."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise GossamerError("pictures need matplotlib: pip install 'gossamer[plot]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    """Write the figure; the same run gives the same picture."""
-    import matplotlib
-
-    suffix = Path(path).suffix.lower()
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)
-    with matplotlib.rc_context({"hatch.linewidth": 0.35, "svg.fonttype": "none", "svg.hashsalt": "gossamer"}):
-        figure.savefig(path, dpi=150, metadata=metadata)
-
-
 def _layer_colour(layer: int) -> str:
     return _LAYER_COLOURS[layer % len(_LAYER_COLOURS)] if layer >= 0 else _NO_LAYER
 
@@ -364,15 +352,15 @@ def _draw_timeline(axes: Axes, run: Run, only: str | None) -> None:
         draw(axes, bars, _Bars.join(stalled[name]) if stalled[name] else None, low, height, cycles)
     _draw_strip(axes, run, [s for s in _spans(run) if begin <= s.begin < begin + cycles], begin, cycles)
     for _, at, _ in chosen[1:]:
-        axes.axvline(at - begin, color="#333333", linewidth=0.8, linestyle=(0, (4, 3)))
-    _frame(axes, cycles)
+        axes.axvline(at - begin, **_BOUNDARY)
+    frame(axes, cycles)
     axes.set_ylim(0.55, 7.05)
     axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks], fontsize=9)
     columns = "" if single else f" (each column shows the shares of {max(1, cycles // _BINS):,} cycles)"
     axes.set_xlabel(f"cycles{columns}", fontsize=9)
     axes.set_title(_title(run, cycles, f", stage {only}" if only else ""), loc="left", fontsize=11)
     seen = {int(c) for parts in stalled.values() for p in parts for c in np.unique(p.label)}
-    _stall_legend(axes, [Unit(c) for c in sorted(seen)], hatched=single)
+    _stall_legend(axes, [Unit(c) for c in sorted(seen)], hatched=single, stages=_boundary(run, len(chosen)))
 
 
 def _draw_bars(axes: Axes, work: _Bars, stalls: _Bars | None, low: float, height: float, cycles: int) -> None:
@@ -382,7 +370,7 @@ def _draw_bars(axes: Axes, work: _Bars, stalls: _Bars | None, low: float, height
             mine = stalls.label == unit
             widths = np.stack([stalls.begin[mine], (stalls.end - stalls.begin)[mine]], axis=1)
             axes.broken_barh(
-                widths.tolist(), (low, height), facecolor=colour, edgecolor=_HATCH, hatch=hatch, linewidth=0
+                widths.tolist(), (low, height), facecolor=colour, edgecolor=HATCH, hatch=hatch, linewidth=0
             )
     wide = (work.end - work.begin) * 900 > 4 * cycles  # a gap between bars only where it does not hide them
     for gap in (False, True):
@@ -426,21 +414,27 @@ def _draw_strip(axes: Axes, run: Run, spans: list[_Span], begin: int, cycles: in
         name = run.program.layers[span.note].name
         room = int(span.cycles / cycles * _STRIP_LETTERS)
         if room >= min(5, len(name)):
-            text = _short(name, room)
+            text = short(name, room)
             at = span.begin - begin + span.cycles / 2
             axes.text(at, low + height / 2, text, color="white", fontsize=8, ha="center", va="center", clip_on=True)
 
 
-def _short(name: str, room: int) -> str:
-    """The end of a long name: exporters put the scopes first."""
-    return name if len(name) <= room else "…" + name[len(name) - room + 1 :]
+def _boundary(run: Run, stages: int) -> str:
+    """What the line between stages means, if there is one: mostly that the host runs there, in no time."""
+    host = any(isinstance(stage, HostStage) for stage in run.program.stages)
+    return "" if stages < 2 else "the host runs" if host else "next stage"
 
 
-def _stall_legend(axes: Axes, units: list[Unit], *, hatched: bool) -> None:
+def _stall_legend(axes: Axes, units: list[Unit], *, hatched: bool, stages: str) -> None:
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
+    if stages:
+        line = Line2D([], [], label=stages, **_BOUNDARY)
+        legend = axes.legend(handles=[line], fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+        axes.add_artist(legend)
     patches = [
-        Patch(facecolor=colour, edgecolor=_HATCH, hatch=hatch if hatched else "", linewidth=0, label=name)
+        Patch(facecolor=colour, edgecolor=HATCH, hatch=hatch if hatched else "", linewidth=0, label=name)
         for name, colour, hatch in (_STALLS[u] for u in units)
     ]
     if patches:
@@ -448,19 +442,6 @@ def _stall_legend(axes: Axes, units: list[Unit], *, hatched: bool) -> None:
             handles=patches, title="waits for", title_fontsize=8, fontsize=8, loc="center left",
             bbox_to_anchor=(1.0, 0.5), frameon=False, handleheight=1.4,
         )  # fmt: skip
-
-
-def _frame(axes: Axes, cycles: float) -> None:
-    """Thousands separated, no box, faint vertical lines."""
-    from matplotlib.ticker import StrMethodFormatter
-
-    axes.set_xlim(0, cycles)
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.tick_params(axis="both", length=0, labelsize=9)
-    axes.set_axisbelow(True)
-    axes.grid(axis="x", color="#e3e5e8", linewidth=0.6)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
 
 
 def _layers_height(count: int) -> float:
@@ -487,9 +468,9 @@ def _draw_layers(axes: Axes, run: Run, spans: list[_Span]) -> None:
             f"{span.cycles:,}{ratio}", (end, k), (5, 0), textcoords="offset points", va="center", fontsize=8,
             color="#333333",
         )  # fmt: skip
-    _frame(axes, 1.16 * max(left.max(), bounds.max()))
+    frame(axes, 1.16 * max(left.max(), bounds.max()))
     names = [notes[s.note] for s in spans]
-    axes.set_yticks(y, [_short(n.name, 36) + (f"  ({n.pattern})" if n.pattern else "") for n in names], fontsize=9)
+    axes.set_yticks(y, [short(n.name, 36) + (f"  ({n.pattern})" if n.pattern else "") for n in names], fontsize=9)
     axes.set_ylim(len(spans) - 0.4, -0.6)
     axes.set_xlabel("cycles that the layer added: from the last result of the layers before it to its own", fontsize=9)
     axes.legend(

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from gossamer import cli, pictures
+import gossamer
+from gossamer import cli, drawing, pictures
 from gossamer.arch.errors import GossamerError
 from gossamer.arch.isa import SEMAPHORES, Instruction, Op, Unit, to_matrix
 from gossamer.arch.program import AcceleratorStage, Program
@@ -15,6 +18,7 @@ from gossamer.arch.run import Run
 from gossamer.arch.spec import ArchSpec
 from gossamer.compiler.backend.build import build_program
 from gossamer.compiler.layers import Network
+from gossamer.explain import INSIDE, MEANING, explain
 from gossamer.sim.layers import stalls
 from gossamer.sim.simulate import simulate
 from tests.support.networks import random_conv, random_tensor
@@ -139,6 +143,52 @@ def test_program_without_notes(bare: Run, tmp_path: Path) -> None:
         GossamerError, match=r"^Program 'bare' has no notes on its layers, so there is nothing to draw$"
     ):
         pictures.layers(bare, tmp_path / "layers.png")
+
+
+def test_parts_look_different_and_the_picture_says_of_what_it_is(run: Run, tmp_path: Path) -> None:
+    facts = explain(run)
+    parts = dict.fromkeys(facts["parts"], 50.0)  # as if it had every part there is
+    facts["layers"] = [{**layer, "parts": parts} for layer in facts["layers"]]
+    pictures.explanation(facts, tmp_path / "parts.svg")
+    text = (tmp_path / "parts.svg").read_text()
+    assert f"two-layers on tiny: {run.cycles:,} cycles, {facts['ratio']:.3f} × bound" in text
+    beyond = [name for name in MEANING if name not in INSIDE and name != "hidden"]
+    assert list(drawing.PARTS) == beyond
+    looks = {colour for colour, _ in drawing.PARTS.values()}
+    assert len(looks) == len(beyond)
+    assert pictures._SPENT[0][1] not in looks  # the bound
+    for name, (colour, _) in drawing.PARTS.items():
+        assert f">{name}<" in text
+        assert f"fill: {colour}" in text or f'fill="{colour}"' in text  # a hatch is a pattern
+
+
+def test_lines_between_stages_are_in_the_legend(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    x = random_tensor(rng, "x", (1, 16, 6, 6))
+    first, a = random_conv(rng, "first", x, 16, (1, 1))
+    second, b = random_conv(rng, "second", a, 16, (3, 3))  # too large for the banks below
+    third, out = random_conv(rng, "third", b, 16, (1, 1))
+    network = Network(
+        name="split",
+        tensors={t.name: t for t in (x, a, b, out)},
+        stages=(first, second, third),
+        inputs=("x",),
+        outputs=(out.name,),
+    )
+    for spec, told in ((ArchSpec(activation_bytes=128, activation_partitions=1), True), (ArchSpec(), False)):
+        pictures.timeline(simulate(gossamer.compile(network, spec), values=False), tmp_path / "run.svg")
+        assert ("the host runs" in (tmp_path / "run.svg").read_text()) == told
+
+
+@given(
+    words=st.lists(st.lists(st.text("abC.1", min_size=1, max_size=8), min_size=1, max_size=3), min_size=1, max_size=4),
+    room=st.integers(1, 40),
+)
+def test_names_keep_to_their_room(words: list[list[str]], room: int) -> None:
+    name = " > ".join("/".join(member) for member in words)
+    text = drawing.short(name, room)
+    assert 0 < len(text) <= max(room, 2)
+    assert text == name or len(name) > room
 
 
 def test_unknown_suffix(run: Run, tmp_path: Path) -> None:
