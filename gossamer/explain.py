@@ -87,7 +87,9 @@ def _idle(layer: "LayerParts") -> str:
     works = layer.cycles - layer.macs.still
     # Seventeen positions on sixteen lanes leave fifteen of 32 places without one: half is what too small a map leaves.
     why["lanes"] = "fewer positions than lanes" if layer.macs.lanes >= works / 2 else "no lane grid divides the map"
-    if layer.kind == "maxpool" or layer.pattern.startswith("depthwise"):
+    if layer.kind == "maxpool":
+        why["empty"] = "a maximum has no products"
+    elif layer.pattern.startswith("depthwise"):
         why["empty"] = "each column reads a channel of its own"
     if layer.bound > works:
         why["still"] = f"the {layer.limit} bus needs longer"

@@ -21,7 +21,7 @@ from gossamer.arch.program import Program
 from gossamer.arch.spec import ArchSpec
 from gossamer.changes import changes, nearest
 from gossamer.compiler.backend.build import build_program
-from gossamer.compiler.layers import Network
+from gossamer.compiler.layers import MaxPool, Network
 from gossamer.explain import MEANING, explain
 from gossamer.sim.breakdown import LayerParts, break_down
 from gossamer.sim.layers import layer_report
@@ -202,6 +202,13 @@ def test_layers_that_leave_macs_idle_are_named(capsys: pytest.CaptureFixture[str
     assert "(each column reads a channel of its own)" in layer["idle"]
     report.show(facts)
     assert "layer with idle MACs" in capsys.readouterr().out
+    pool = MaxPool(name="pool", inputs=("x",), output="y", kernel=(2, 2), lo=-128, hi=127)
+    x = replace(random_tensor(rng, "x", (1, 64, 18, 18)), signed=True)
+    tensors = {"x": x, "y": replace(x, name="y", shape=(1, 64, 17, 17))}
+    network = Network(name="one", tensors=tensors, stages=(pool,), inputs=("x",), outputs=("y",))
+    (layer,) = explain(simulate(build_program(network, EDGE), values=False))["layers"]
+    assert "slots without a nonzero" in layer["idle"]
+    assert "(a maximum has no products)" in layer["idle"]
     x = random_tensor(rng, "x", (1, 64, 18, 18))
     conv, y = random_conv(rng, "busy", x, 64, (3, 3))
     network = Network(name="one", tensors={"x": x, y.name: y}, stages=(conv,), inputs=("x",), outputs=(y.name,))
