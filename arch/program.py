@@ -108,7 +108,7 @@ class Program:
     instructions : int64 [count, isa.MATRIX_COLUMNS], the matrix form of arch.isa.
     dram_bytes : size of the memory;  segments, fills : what stands in it at the start (segments win).
     tensors : symbol table.  inputs, outputs : names; a name that is not a tensor belongs to a host stage.
-    host_types : dtype and shape of what is not a tensor.
+    host_types : dtype and shape of what is not a tensor, and of the model's own inputs and outputs.
     """
 
     spec: ArchSpec
@@ -135,6 +135,16 @@ class Program:
         for segment in self.segments:
             dram[segment.address : segment.address + segment.data.size] = segment.data
         return dram
+
+    def quantise_input(self, name: str, values: NDArray[np.generic], *, codes: bool = False) -> NDArray[np.int16]:
+        """An input that is a tensor, in the model's shape, to codes [N, C, H, W].
+
+        Integers are real values to a model whose input is of floats, as they are in its calibration; with `codes`, to
+        an input of integers, and in a Program made from no model, they are codes. Raises ModelError as
+        Placement.quantise does.
+        """
+        real = name in self.host_types and "float" in self.host_types[name][0]
+        return self.tensors[name].quantise(values, codes=codes or not real)
 
     @property
     def accelerator_stages(self) -> tuple[AcceleratorStage, ...]:

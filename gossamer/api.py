@@ -115,7 +115,8 @@ def simulate(
 ) -> Run:
     """Run a Program on the simulator: outputs to the bit, time to the cycle.
 
-    inputs : arrays by name in the model's shape, real values or codes. Without them only time is simulated.
+    inputs : arrays by name in the model's shape. They are real values, integers too, as the model takes them; with
+             codes=True integers are the tensors' own codes. Without inputs only time is simulated.
     values : False leaves values out; True asks for inputs.  options : see `gossamer.sim.simulate.simulate`.
 
     Raises ModelError for inputs that do not fit, ProgramError and SimulationError for a Program that cannot run.

@@ -122,6 +122,21 @@ def test_second_run_equals_first() -> None:
     assert simulate(program, {"x": CODES}) == simulate(program, {"x": CODES}, garbage=5)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+def test_integers_are_what_the_model_takes(dtype: type[np.integer]) -> None:
+    """Real values to a model of floats; codes to an input of integers, and where a program is told so."""
+    integers = CODES.astype(dtype)
+    floats, bytes_ = (double_program(host_types={"x": (t, (4, 6))}) for t in ("float32", "uint8"))
+    real = simulate(floats, {"x": CODES.astype(np.float32)})
+    assert simulate(floats, {"x": integers}) == real
+    assert next(run_batch(floats, [{"x": integers}])) == real
+    codes = simulate(double_program(), {"x": CODES}).outputs["y"]
+    assert not np.array_equal(codes, real.outputs["y"])
+    for program, told in ((floats, True), (bytes_, False), (bytes_, True)):
+        assert np.array_equal(simulate(program, {"x": integers}, codes=told).outputs["y"], codes)
+        assert np.array_equal(next(run_batch(program, [{"x": integers}], codes=told)).outputs["y"], codes)
+
+
 def test_time_needs_no_inputs() -> None:
     run = simulate(with_host(), values=False)
     assert run.cycles == simulate(double_program(), {"x": CODES}).cycles
