@@ -8,7 +8,7 @@ import json
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -17,8 +17,9 @@ import typer
 
 import gossamer
 from gossamer import __version__, inspection, report
-from gossamer.arch.errors import GossamerError, ModelError
+from gossamer.arch.errors import GossamerError
 from gossamer.arch.spec import ArchSpec, json_schema, preset_names
+from gossamer.files import check_output, load_arrays, save_arrays
 
 __all__ = ["app", "main"]
 
@@ -133,38 +134,13 @@ def _dims(pairs: list[str]) -> dict[str, int]:
 
 def _patterns(wishes: list[str]) -> dict[str, str] | None:
     """PATTERN for all layers, or LAYER=PATTERN with a name or glob; later ones win."""
-    pairs = (wish.rpartition("=") for wish in wishes)
-    return {layer or "*": pattern for layer, _, pattern in pairs} or None
-
-
-def _load_arrays(path: Path) -> Mapping[str, Any]:
-    """Arrays by name from an .npz file. Raises ModelError."""
-    import zipfile
-
-    import numpy as np
-
-    try:
-        with path.open("rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            if isinstance(arrays, np.ndarray):
-                raise ModelError(f"{str(path)!r} holds one nameless array; save with numpy.savez(file, name=array)")
-            return {name: arrays[name] for name in arrays.files}
-    except OSError as error:
-        raise ModelError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{str(path)!r} is not an .npz file of numbers: {error}") from error
-
-
-def _save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write an .npz file. numpy.savez takes names as keywords: it could not write an output called "file"."""
-    import zipfile
-
-    import numpy as np
-
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, value in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
+    found = {}
+    for wish in wishes:
+        layer, equals, pattern = wish.rpartition("=")
+        if not pattern.strip() or (equals and not layer.strip()):
+            raise typer.BadParameter(f"{wish!r} must be PATTERN, such as 2:8, or LAYER=PATTERN, such as 'head*=2:8'")
+        found[layer or "*"] = pattern
+    return found or None
 
 
 def _api(name: str) -> Callable[..., Any]:
@@ -203,9 +179,10 @@ def compile(
     debug: Debug = False,
 ) -> None:
     """Compile a model to a Program for an accelerator."""
+    check_output(output, model=model, spec=spec, calibration=calibration)
     dims = _dims(dim or [])
     arch = ArchSpec.load(spec)
-    arrays = _load_arrays(calibration) if calibration else None
+    arrays = load_arrays(calibration) if calibration else None
     with report.Progress() as progress:
         program = _api("compile")(
             model,
@@ -256,14 +233,16 @@ def run(
 
     if output is not None and inputs is None:
         raise typer.BadParameter("--output needs --input: without inputs there are no values")
+    for written in (output, picture):
+        check_output(written, Program=program, input=inputs)
     if picture is not None:
         pictures.check_path(picture)  # before the work, not after it
-    arrays = _load_arrays(inputs) if inputs else None
+    arrays = load_arrays(inputs) if inputs else None
     loaded = Program.load(program)
     with report.Progress() as progress:
         done = _api("simulate")(loaded, arrays, values=arrays is not None, progress=progress)
     if output is not None:
-        _save_arrays(output, done.outputs)
+        save_arrays(output, done.outputs)
     if picture is not None:
         pictures.overview(done, picture)
     facts = inspection.inspect_run(done, trace=trace)
@@ -345,6 +324,7 @@ def explain(
     from gossamer import trials as neighbours
     from gossamer.arch.program import MAGIC, Program
 
+    check_output(picture, target=target, spec=spec, calibration=calibration)
     if picture is not None:
         pictures.check_path(picture)
     network = None
@@ -367,7 +347,7 @@ def explain(
                 sparsifier=sparsifier,
                 allocation=allocation,
                 permute=permute,
-                calibration=_load_arrays(calibration) if calibration else None,
+                calibration=load_arrays(calibration) if calibration else None,
                 dims=_dims(dim or []) or None,
                 spec=arch,
                 products=arch.dynamic_operands,
@@ -402,6 +382,8 @@ def rtl(
     """Write an accelerator's hardware: Verilog, register map, FuseSoC core file and an example bench."""
     from gossamer.rtl import write_bundle
 
+    check_output(output, spec=spec)
+    check_output(output / "gossamer.toml", spec=spec)
     written = write_bundle(ArchSpec.load(spec), output)
     if as_json:
         _print_json([str(path) for path in written])
@@ -464,13 +446,14 @@ def verify(
         raise typer.BadParameter("--input needs --program or --model")
     if wave is not None and program is None and len(specs or ()) != 1:
         raise typer.BadParameter("--wave needs one SPEC or --program: a file shows one machine")
+    check_output(wave, Program=program, model=model, input=inputs, spec=specs)
     with report.Progress() as progress:
         found = campaign.campaign(
             [ArchSpec.load(s) for s in specs] if specs else list(campaign.small_machines()),
             program=program,
             model=model,
             layers=layers.split(",") if layers else None,
-            arrays=_load_arrays(inputs) if inputs else None,
+            arrays=load_arrays(inputs) if inputs else None,
             count=10 if random is None else random,
             seed=seed,
             stalls=stalls,
@@ -505,6 +488,7 @@ def coverage(
     """
     from gossamer.coverage import measure
 
+    check_output(output, spec=spec)
     with report.Progress() as progress:
         found = measure(ArchSpec.load(spec), random, seed, progress)
     facts = found.facts()

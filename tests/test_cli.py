@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,49 @@ def test_inspect_after_no_such_pass() -> None:
     assert "'bake' is not a pass; passes are import, infer_shapes" in message
 
 
+# ---- files ----
+
+
+@pytest.mark.parametrize("link", [False, True], ids=["the same name", "a link"])
+@pytest.mark.parametrize(
+    ("what", "command"),
+    [
+        ("model", "compile {} -s tiny -o {out}"),
+        ("spec", "compile other.onnx -s {} -o {out}"),
+        ("calibration", "compile other.onnx -s tiny --calibration {} -o {out}"),
+        ("Program", "run {} -i other.npz -o {out}"),
+        ("Program", "run {} --picture {out}"),
+        ("input", "run other.gsm -i {} -o {out}"),
+        ("target", "explain {} --picture {out}"),
+        ("spec", "rtl {} -o {out}"),
+        ("Program", "verify -p {} --wave {out}"),
+        ("spec", "verify {} --wave {out}"),
+        ("spec", "coverage {} -o {out}"),
+    ],
+)
+def test_an_output_is_no_input(what: str, command: str, link: bool, tmp_path: Path) -> None:
+    path = out = tmp_path / "precious"
+    path.write_bytes(b"bytes")
+    if link:
+        out = tmp_path / "link"
+        out.symlink_to(path)
+    words = [word.format(path, out=out) for word in command.split()]
+    assert refused(call(*words)) == f"{str(out)!r} is the {what} itself and would be overwritten; name another file"
+    assert path.read_bytes() == b"bytes"
+
+
+def test_a_bundle_does_not_replace_its_spec(tmp_path: Path) -> None:
+    path = tmp_path / "gossamer.toml"
+    ArchSpec(name="mine").save(path)
+    assert "is the spec itself and would be overwritten" in refused(call("rtl", path, "-o", tmp_path))
+
+
+@pytest.mark.parametrize("wish", ["=2:8", " =2:8", "head=", ""])
+def test_sparsity_needs_both_of_layer_and_pattern(wish: str, tmp_path: Path) -> None:
+    message = misused(call("compile", DIGITS, "-s", "tiny", "-o", tmp_path / "x.gsm", "--sparsity", wish))
+    assert f"{wish!r} must be PATTERN, such as 2:8, or LAYER=PATTERN" in message
+
+
 # ---- run ----
 
 
@@ -361,13 +405,24 @@ def test_run_trace(program_file: Path, finished: Run, monkeypatch: pytest.Monkey
     assert [event["unit"] for event in events] == ["LOAD", "FETCH"]
 
 
+def damaged(path: Path) -> None:
+    """An archive with one wrong byte in its only array."""
+    np.savez(path, x=np.arange(1000))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (lambda path: None, "No such file or directory"),
         (lambda path: path.write_bytes(b"PK\x03\x04 no archive"), "is not an .npz file of numbers"),
         (lambda path: path.write_bytes(b""), "is not an .npz file of numbers"),
-        (lambda path: np.savez(path, x=np.array([{}], dtype=object)), "is not an .npz file of numbers"),
+        (lambda path: np.savez(path, x=np.array([{}], dtype=object)), "'x' is damaged or holds objects"),
+        (lambda path: path.write_text("x, y"), "is not an .npz file of numbers: it is no archive of numpy.savez"),
+        (damaged, "'x' is damaged or holds objects"),
+        (lambda path: zipfile.ZipFile(path, "w").writestr("x", "text"), "'x' is no array"),
         (
             lambda path: np.save(path.with_suffix(".npy"), np.ones(3)) or path.with_suffix(".npy").rename(path),
             "holds one nameless array",
@@ -380,7 +435,9 @@ def test_run_refuses_inputs(
     monkeypatch.setattr(gossamer, "simulate", Spy(None), raising=False)
     path = tmp_path / "in.npz"
     write(path)
-    assert message in refused(call("run", program_file, "--input", path))
+    line = refused(call("run", program_file, "--input", path))
+    assert message in line
+    assert "pickle" not in line
 
 
 def test_run_refuses_a_file_that_is_no_program() -> None:
