@@ -331,8 +331,9 @@ def explain(
     with report.Progress() as progress:
         with target.open("rb") as file:
             compiled = file.read(len(MAGIC)) == MAGIC
-        if compiled and (spec or sparsity or calibration or dim):
-            raise typer.BadParameter("a Program is compiled: SPEC, --sparsity, --calibration and --dim need a model")
+        pruning = sparsity or permute or sparsifier != "magnitude" or allocation != "uniform"
+        if compiled and (spec or pruning or calibration or dim or refine or not chains):
+            raise typer.BadParameter("a Program is compiled: SPEC and what says how to compile need a model")
         if compiled:
             program = Program.load(target)
         else:

@@ -1,5 +1,6 @@
 """gossamer.compile and gossamer.simulate as a script or a notebook calls them: what they take, and what they refuse."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,36 @@ def test_codes_are_taken_where_they_are_asked_for() -> None:
     assert gossamer.simulate(program, {"x": codes}, codes=True) == gossamer.simulate(program, {"x": real})
     with pytest.raises(ModelError, match=r"^'x' takes codes from 0 to 255, not 1..256$"):
         gossamer.simulate(program, {"x": np.linspace(1, 256, codes.size).astype(int).reshape(codes.shape)}, codes=True)
+
+
+# ---- wishes ----
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ({"allocation": "erk"}, "allocation 'erk' prunes nothing by itself; say to which pattern with sparsity="),
+        ({"allocation": "cost 60%"}, "allocation 'cost 60%' prunes nothing by itself"),
+        ({"allocation": "erk", "sparsity": {}}, "allocation 'erk' prunes nothing by itself"),
+        ({"sparsifier": "wanda"}, "sparsifier 'wanda' prunes nothing by itself"),
+        ({"sequential": True}, "sequential True prunes nothing by itself"),
+        ({"allocation": "erc"}, "allocation must be uniform, erk, lamp, global, or cost with a budget"),
+        ({"allocation": "erc", "sparsity": "dense"}, "allocation must be uniform, erk, lamp, global, or cost"),
+        ({"allocation": "cost 0%", "sparsity": "dense"}, "allocation 'cost 0%' must be cost with a budget"),
+        ({"allocation": None}, "allocation must be uniform, erk, lamp, global, or cost with a budget"),
+        ({"sparsifier": "wonder"}, "sparsifier must be one of magnitude, wanda, sparsegpt, not 'wonder'"),
+        ({"sparsity": ["2:4"]}, "sparsity must be a pattern such as '2:8', or {layer or glob: pattern}, not list"),
+        ({"sparsity": {"*": 2}}, "sparsity: a layer's pattern must be text such as '2:8', not int"),
+        ({"sparsity": {"": "2:4"}}, "sparsity: '' matches no layer"),
+    ],
+)
+def test_wishes_that_would_change_nothing(wishes: dict[str, object], message: str) -> None:
+    with pytest.raises(ModelError, match=f"^{re.escape(message)}"):
+        gossamer.compile(small(), "tiny", calibration={"x": PIXELS}, **wishes)
+
+
+def test_what_stands_alone() -> None:
+    gossamer.compile(small(), "tiny", calibration={"x": PIXELS}, permute=True, sparsifier="magnitude", sparsity={})
 
 
 def test_random_inputs_cover_the_codes() -> None:
