@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.arch import isa
-from gossamer.arch.errors import GossamerError, ProgramError
+from gossamer.arch.errors import GossamerError, ProgramError, reason
 from gossamer.arch.layout import Placement
 from gossamer.arch.spec import ArchSpec
 
@@ -41,7 +41,7 @@ class Segment:
     """Bytes that stand in DRAM before the start: uint8 at a byte address."""
 
     address: int
-    data: NDArray[np.uint8]
+    data: NDArray[np.uint8] = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class HostStage:
     """A part of the model that onnxruntime runs (see compiler.layers.HostSegment)."""
 
     name: str
-    model: bytes
+    model: bytes = field(repr=False)
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     reason: str
@@ -103,7 +103,7 @@ class LayerNote:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Program:
-    """Everything a simulator or an accelerator needs to run a network.
+    """Everything a simulator or an accelerator needs to run a network. Two are equal when their files are.
 
     instructions : int64 [count, isa.MATRIX_COLUMNS], the matrix form of arch.isa.
     dram_bytes : size of the memory;  segments, fills : what stands in it at the start (segments win).
@@ -126,6 +126,17 @@ class Program:
 
     def __post_init__(self) -> None:
         _validate(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Program) and self.to_bytes() == other.to_bytes())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        host = len(self.stages) - len(self.accelerator_stages)
+        parts = [f"{len(self.layers)} layers", f"{len(self.instructions):,} instructions"]
+        parts += [f"{host} host stages"] if host else []
+        return f"<Program {self.name!r} for {self.spec.name}: {', '.join(parts)}>"
 
     def memory(self) -> NDArray[np.uint8]:
         """A fresh DRAM: fills, then segments; everything else is zero. uint8 [dram_bytes]."""
@@ -209,7 +220,7 @@ class Program:
         try:
             data = Path(path).read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise ProgramError(f"cannot read the Program {str(path)!r}: {error}") from error
+            raise ProgramError(f"cannot read the Program {str(path)!r}: {reason(error)}") from error
         try:
             return cls.from_bytes(data)
         except ProgramError as error:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gossamer.arch.errors import ModelError, ProgramError
 from gossamer.arch.spec import ArchSpec
+from gossamer.files import load_arrays
 
 if TYPE_CHECKING:
     from gossamer.arch.program import Program
@@ -49,7 +51,7 @@ def compile(
                  "cost 60%", with patterns to choose from in sparsity ("dense | 4:8 | 2:8").
     sequential : prune a layer with the inputs that it has after the layers before it were pruned.
     permute : reorder channels inside the network, so that N:M keeps more and other patterns take fewer steps.
-    calibration : inputs to measure ranges on: {name: array}, or a list of such.
+    calibration : inputs to measure ranges on: {name: array}, or a list of such, or an .npz file.
     dims : sizes for named dimensions that the model leaves open (batch is 1 unless given).
     method : minmax, percentile or entropy.  signed : int8 activations instead of uint8.
     refine : choose every layer's mapping by simulating the best few of the search; takes seconds a layer.
@@ -67,7 +69,12 @@ def compile(
 
     arch = spec if isinstance(spec, ArchSpec) else ArchSpec.load(spec)
     network = model
-    if not isinstance(model, Network):
+    if isinstance(model, Network):
+        wishes = {"sparsity": sparsity, "permute": permute, "calibration": calibration, "dims": dims}
+        for name, given in wishes.items():
+            if given:
+                raise ModelError(f"{name}= needs a model: a Network is pruned and quantised already")
+    else:
         network = build_network(
             model,
             sparsity=sparsity,
@@ -76,7 +83,7 @@ def compile(
             sequential=sequential,
             permute=permute,
             spec=arch,
-            calibration=calibration,
+            calibration=load_arrays(calibration) if isinstance(calibration, str | Path) else calibration,
             dims=dims,
             method=method,
             signed=signed,
@@ -106,8 +113,8 @@ def _by_name(progress: Progress) -> Callable[[str], None]:
 
 
 def simulate(
-    program: Program,
-    inputs: Mapping[str, Any] | None = None,
+    program: Program | str | Path,
+    inputs: Mapping[str, Any] | str | Path | None = None,
     *,
     values: bool | None = None,
     progress: Progress | None = None,
@@ -115,12 +122,21 @@ def simulate(
 ) -> Run:
     """Run a Program on the simulator: outputs to the bit, time to the cycle.
 
-    inputs : arrays by name in the model's shape. They are real values, integers too, as the model takes them; with
-             codes=True integers are the tensors' own codes. Without inputs only time is simulated.
+    program : a Program, or the path of its file.
+    inputs : arrays by name in the model's shape, or an .npz file of them. They are real values, integers too, as the
+             model takes them; with codes=True integers are the tensors' own codes. Without inputs only time is
+             simulated.
     values : False leaves values out; True asks for inputs.  options : see `gossamer.sim.simulate.simulate`.
 
     Raises ModelError for inputs that do not fit, ProgramError and SimulationError for a Program that cannot run.
     """
+    from gossamer.arch.program import Program
     from gossamer.sim.simulate import simulate as run
 
+    if isinstance(program, str | Path):
+        program = Program.load(program)
+    elif not isinstance(program, Program):
+        raise ProgramError(f"program must be a Program or the path of its file, not {type(program).__name__}")
+    if isinstance(inputs, str | Path):
+        inputs = load_arrays(inputs)
     return run(program, inputs, values=inputs is not None if values is None else values, progress=progress, **options)

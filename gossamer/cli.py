@@ -47,6 +47,11 @@ Allocation = Annotated[
     str,
     typer.Option(metavar="RULE", help="Zeros among layers: uniform, erk, lamp, global, or cycles: 'cost 60%'."),
 ]
+Sequential = Annotated[
+    bool, typer.Option("--sequential", help="Prune a layer with the inputs it has after those before it were pruned.")
+]
+Method = Annotated[str, typer.Option(metavar="NAME", help="How ranges are chosen: minmax, percentile or entropy.")]
+Signed = Annotated[bool, typer.Option("--signed", help="Quantise activations to int8 instead of uint8.")]
 Permute = Annotated[
     bool, typer.Option("--permute", help="Reorder channels inside the network to save steps and weights.")
 ]
@@ -170,8 +175,11 @@ def compile(
     sparsity: Sparsity = None,
     sparsifier: Sparsifier = "magnitude",
     allocation: Allocation = "uniform",
+    sequential: Sequential = False,
     permute: Permute = False,
     calibration: Calibration = None,
+    method: Method = "minmax",
+    signed: Signed = False,
     dim: Dims = None,
     refine: Refine = False,
     chains: Chains = True,
@@ -190,8 +198,11 @@ def compile(
             sparsity=_patterns(sparsity or []),
             sparsifier=sparsifier,
             allocation=allocation,
+            sequential=sequential,
             permute=permute,
             calibration=arrays,
+            method=method,
+            signed=signed,
             dims=dims or None,
             refine=refine,
             chains=chains,
@@ -305,8 +316,11 @@ def explain(
     sparsity: Sparsity = None,
     sparsifier: Sparsifier = "magnitude",
     allocation: Allocation = "uniform",
+    sequential: Sequential = False,
     permute: Permute = False,
     calibration: Calibration = None,
+    method: Method = "minmax",
+    signed: Signed = False,
     dim: Dims = None,
     refine: Refine = False,
     chains: Chains = True,
@@ -320,7 +334,7 @@ def explain(
     debug: Debug = False,
 ) -> None:
     """Say where the cycles beyond the bound went, and which single change of spec or pattern would help most."""
-    from gossamer import explain, pictures
+    from gossamer import pictures
     from gossamer import trials as neighbours
     from gossamer.arch.program import MAGIC, Program
 
@@ -331,8 +345,9 @@ def explain(
     with report.Progress() as progress:
         with target.open("rb") as file:
             compiled = file.read(len(MAGIC)) == MAGIC
-        pruning = sparsity or permute or sparsifier != "magnitude" or allocation != "uniform"
-        if compiled and (spec or pruning or calibration or dim or refine or not chains):
+        pruning = sparsity or sequential or permute or (sparsifier, allocation) != ("magnitude", "uniform")
+        quantising = calibration or signed or method != "minmax"
+        if compiled and (spec or pruning or quantising or dim or refine or not chains):
             raise typer.BadParameter("a Program is compiled: SPEC and what says how to compile need a model")
         if compiled:
             program = Program.load(target)
@@ -347,8 +362,11 @@ def explain(
                 sparsity=_patterns(sparsity or []),
                 sparsifier=sparsifier,
                 allocation=allocation,
+                sequential=sequential,
                 permute=permute,
                 calibration=load_arrays(calibration) if calibration else None,
+                method=method,
+                signed=signed,
                 dims=_dims(dim or []) or None,
                 spec=arch,
                 products=arch.dynamic_operands,
@@ -359,7 +377,7 @@ def explain(
         tried = []
         if network is not None and trials:
             tried = neighbours.try_changes(network, program.spec, run.cycles, progress, refine=refine, chains=chains)
-    facts = explain.explain(run, tried)
+    facts = _api("explain")(run, tried)
     if picture is not None:
         pictures.explanation(facts, picture)
     if as_json:

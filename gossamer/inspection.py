@@ -126,13 +126,10 @@ def inspect_program(program: Program) -> dict[str, Any]:
 
 def inspect_run(run: Run, *, trace: bool = False) -> dict[str, Any]:
     """What a run gave: cycles, counters, outputs, when each layer ran and, with trace, every event."""
-    from gossamer.sim.layers import layer_report  # numba: only who has a run pays for it
-
     program, spec = run.program, run.program.spec
     useful = sum(note.useful_macs for note in program.layers)
     slots = run.cycles * spec.peak_macs
     counters = run.counters
-    layers = layer_report(run)
     units = []
     for unit in (Unit.LOAD, Unit.MATMUL, Unit.DRAIN, Unit.STORE):
         name = unit.name.lower()
@@ -151,7 +148,7 @@ def inspect_run(run: Run, *, trace: bool = False) -> dict[str, Any]:
         "outputs": [{"name": n, "dtype": str(v.dtype), "shape": list(v.shape)} for n, v in run.outputs.items()],
         "stages": [{"name": stage.name, "cycles": stage.cycles} for stage in run.stages],
         "host": [{"name": s.name, "reason": s.reason} for s in program.stages if isinstance(s, HostStage)],
-        "layers": layers,
+        "layers": run.layers,
         "units": units,
         "counters": counters,
         "statistics": dict(run.statistics),

@@ -275,7 +275,7 @@ def _show_run(facts: dict[str, Any]) -> None:
 
 
 def _show_explanation(facts: dict[str, Any]) -> None:
-    from gossamer.explain import MEANING
+    from gossamer.explanation import MEANING
 
     ratio = f"ratio {facts['ratio']:.3f}"
     cycles, bound = f"{facts['cycles']:,} cycles", f"sum of the layers' bounds {round(facts['bound']):,}"
@@ -324,7 +324,7 @@ def _show_explanation(facts: dict[str, Any]) -> None:
 
 def _largest(parts: dict[str, float], *, inside: bool) -> str:
     """The parts inside or beyond the bound, the largest first, without what rounds to nothing."""
-    from gossamer.explain import INSIDE
+    from gossamer.explanation import INSIDE
 
     mine = {n: round(v) for n, v in parts.items() if (n in INSIDE) == inside}
     return ", ".join(f"{n} {v:,}" for n, v in sorted(mine.items(), key=lambda item: -abs(item[1])) if v)

@@ -112,7 +112,7 @@ class Simulator:
         if not values:
             return Run(program=self.program, stages=self.stages, statistics=self._statistics)
         dram = self._image.copy()
-        held = _take_inputs(self.program, inputs or {}, dram, codes)
+        held = _take_inputs(self.program, {} if inputs is None else inputs, dram, codes)
         for stage in self.program.stages:
             if isinstance(stage, HostStage):
                 self._run_host(stage, held, dram)
@@ -168,6 +168,10 @@ def _take_inputs(
     program: Program, inputs: Mapping[str, ArrayLike], dram: NDArray[np.uint8], codes: bool
 ) -> dict[str, Array]:
     """Write the tensors among the inputs into DRAM and return the others, which belong to host stages."""
+    if not isinstance(inputs, Mapping):
+        raise ModelError(
+            f"inputs must be {{name: array}}, not {type(inputs).__name__}; the Program takes {_describe(program)}"
+        )
     for name in inputs:
         if name not in program.inputs:
             raise ModelError(f"{name!r} is not an input; the Program takes {_describe(program)}")
@@ -175,7 +179,10 @@ def _take_inputs(
     for name in program.inputs:
         if name not in inputs:
             raise ModelError(f"input {name!r} is missing; the Program takes {_describe(program)}")
-        value = np.asarray(inputs[name])
+        try:
+            value = np.asarray(inputs[name])
+        except ValueError as error:  # lists of different lengths
+            raise ModelError(f"{name!r} is no array: {error}") from error
         if name in program.tensors:
             _put(program.tensors[name], program.quantise_input(name, value, codes=codes), dram)
         else:

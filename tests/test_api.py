@@ -1,6 +1,8 @@
 """gossamer.compile and gossamer.simulate as a script or a notebook calls them: what they take, and what they refuse."""
 
+import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,11 @@ from typer.testing import CliRunner
 
 import gossamer
 from gossamer import cli
-from gossamer.arch.errors import ModelError
+from gossamer.arch.errors import GossamerError, ModelError
+from gossamer.arch.layers import layer_report
+from gossamer.arch.program import HostStage, Program
+from gossamer.arch.spec import ArchSpec
+from gossamer.compiler.passes import build_network
 from gossamer.verification import random_inputs
 from tests.support.frontend import Builder, run_onnx
 
@@ -54,6 +60,82 @@ def test_codes_are_taken_where_they_are_asked_for() -> None:
     assert gossamer.simulate(program, {"x": codes}, codes=True) == gossamer.simulate(program, {"x": real})
     with pytest.raises(ModelError, match=r"^'x' takes codes from 0 to 255, not 1..256$"):
         gossamer.simulate(program, {"x": np.linspace(1, 256, codes.size).astype(int).reshape(codes.shape)}, codes=True)
+
+
+# ---- what a notebook sees ----
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return gossamer.compile(small(), "tiny", calibration={"x": PIXELS})
+
+
+def test_run_by_layer(program: Program) -> None:
+    """Records with the same keys, which is what a table is made of."""
+    run = gossamer.simulate(program)
+    assert run.layers == layer_report(run)
+    assert [layer["name"] for layer in run.layers] == [note.name for note in program.layers]
+    assert sum(layer["cycles"] for layer in run.layers) <= run.cycles
+    assert len({tuple(layer) for layer in run.layers}) == 1
+
+
+def test_short_representations(program: Program) -> None:
+    run, network = gossamer.simulate(program, {"x": PIXELS}), build_network(small(), calibration={"x": PIXELS})
+    name = program.name
+    assert repr(program) == f"<Program {name!r} for tiny: 1 layers, {len(program.instructions)} instructions>"
+    assert repr(run) == f"<Run of {name!r} on tiny: {run.cycles:,} cycles, outputs {program.outputs[0]}>"
+    assert repr(gossamer.simulate(program)) == f"<Run of {name!r} on tiny: {run.cycles:,} cycles, time only>"
+    assert re.fullmatch(r"<StageRun '.+': [\d,]+ cycles, \d+ instructions>", repr(run.stages[0]))
+    assert repr(network) == f"<Network {name!r}: 1 layers>"
+    assert repr(program.spec).startswith("ArchSpec(name='tiny', purpose=")
+    assert eval(repr(program.spec), {"ArchSpec": ArchSpec}) == program.spec
+    for thing in (program, run, network, program.spec, *program.segments, *program.layers, *network.layers):
+        assert len(repr(thing)) < 600
+        assert "\n" not in repr(thing)
+    assert "model" not in repr(HostStage(name="h", model=bytes(9), inputs=(), outputs=(), reason="a test"))
+
+
+def test_equal_programs_are_equal(program: Program) -> None:
+    again = gossamer.compile(small(), "tiny", calibration={"x": PIXELS})
+    assert program == again
+    assert program == Program.from_bytes(program.to_bytes())
+    assert program != gossamer.compile(small(), "tiny", calibration={"x": PIXELS + 1})
+    assert program != dataclasses.replace(program, name="other")
+    assert program != "program"
+
+
+def test_files_instead_of_what_is_in_them(program: Program, tmp_path: Path) -> None:
+    program.save(tmp_path / "p.gsm")
+    np.savez(tmp_path / "x.npz", x=PIXELS)
+    onnx.save(small(), tmp_path / "m.onnx")
+    for kind in (str, Path):
+        model, path, arrays = (kind(tmp_path / name) for name in ("m.onnx", "p.gsm", "x.npz"))
+        assert gossamer.compile(model, "tiny", calibration=arrays) == program
+        assert gossamer.simulate(path, arrays) == gossamer.simulate(program, {"x": PIXELS})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda p: gossamer.simulate(p, PIXELS), r"inputs must be {name: array}, not ndarray; .* takes 'x' \["),
+        (lambda p: gossamer.simulate(p, [PIXELS]), r"inputs must be {name: array}, not list; the Program takes 'x' \["),
+        (lambda p: gossamer.simulate(p, {"x": [[1], [1, 2]]}), r"'x' is no array: "),
+        (lambda p: gossamer.simulate(None), r"program must be a Program or the path of its file, not NoneType$"),
+        (lambda p: gossamer.simulate("no.gsm"), r"cannot read the Program 'no.gsm': No such file or directory$"),
+        (lambda p: gossamer.explain(3), r"program must be a Program or the path of its file, not int$"),
+        (lambda p: gossamer.compile(small(), None), r"spec must be an ArchSpec, a TOML file or .*, not NoneType$"),
+        (lambda p: gossamer.compile(small(), {}), r"spec must be .*, not dict \(ArchSpec.from_dict takes a mapping\)$"),
+        (lambda p: gossamer.compile(None, "tiny"), r"model must be an ONNX file \(path, bytes .*\), not NoneType$"),
+        (lambda p: gossamer.compile(p, "tiny"), r"model must be an ONNX file \(path, bytes .*\), not Program$"),
+        (lambda p: gossamer.compile(small(), "tiny", dims=["n"]), r"dims must be {name: size}, not list$"),
+        (lambda p: gossamer.compile(small(), "tiny", calibration="no.npz"), r"cannot read 'no.npz': No such file"),
+        (lambda p: gossamer.compile(build_network(small(), calibration=[PIXELS]), "tiny", sparsity="2:4"),
+         r"sparsity= needs a model: a Network is pruned and quantised already$"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments(program: Program, wrong: Callable[[Program], object], message: str) -> None:
+    with pytest.raises(GossamerError, match=f"^{message}"):
+        wrong(program)
 
 
 # ---- wishes ----

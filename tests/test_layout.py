@@ -16,7 +16,7 @@ import gossamer.arch
 import gossamer.compiler
 import gossamer.kernels
 import gossamer.rtl
-import gossamer.sim  # noqa: F401
+import gossamer.sim
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -148,6 +148,13 @@ def test_a_folder_called_gossamer_is_not_the_package(tmp_path: Path, installed: 
     done = subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not done.stdout.startswith(str(tmp_path))
+
+
+def test_no_module_hides_a_function_of_the_api() -> None:
+    """`import gossamer.explain` would put the module in the function's place."""
+    assert {path.stem for path in TOP_LEVEL} & set(gossamer.__all__) == set()
+    code = "import gossamer.cli, gossamer.explanation as e; print(gossamer.explain is e.explain)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT) == "True\n"
 
 
 def test_every_package_has_an_init() -> None:

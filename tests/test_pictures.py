@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 from gossamer import cli, pictures
 from gossamer.arch.errors import GossamerError
 from gossamer.arch.isa import SEMAPHORES, Instruction, Op, Unit, to_matrix
+from gossamer.arch.layers import stalls
 from gossamer.arch.program import AcceleratorStage, Program
 from gossamer.arch.run import Run
 from gossamer.arch.spec import ArchSpec
 from gossamer.compiler.backend.build import build_program
 from gossamer.compiler.layers import Network
-from gossamer.sim.layers import stalls
 from gossamer.sim.simulate import simulate
 from tests.support.networks import random_conv, random_tensor
 

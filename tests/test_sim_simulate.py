@@ -6,6 +6,7 @@ from onnx import TensorProto, helper
 
 from gossamer.arch.errors import ModelError, SimulationError
 from gossamer.arch.isa import SEMAPHORES, Encoding, Instruction, LoadKind, Op, Unit, semaphore, to_matrix
+from gossamer.arch.layers import stalls
 from gossamer.arch.layout import Placement
 from gossamer.arch.program import AcceleratorStage, HostStage, LayerNote, Program, Segment
 from gossamer.arch.run import COUNTERS
@@ -13,7 +14,6 @@ from gossamer.arch.spec import ArchSpec
 from gossamer.arch.stream import StepStream, encode_steps
 from gossamer.arch.sync import synchronise
 from gossamer.sim import Simulator, layer_report, run_batch, simulate
-from gossamer.sim.layers import stalls
 from gossamer.sim.random_programs import random_program
 from tests.support.specs import random_spec
 from tests.support.stepper import step_program

@@ -89,6 +89,8 @@ def load(model: Model) -> onnx.ModelProto:
     """Parse a model from wherever it is; raises ModelError when it is not one."""
     if isinstance(model, onnx.ModelProto):
         proto, where = model, "model"
+    elif not isinstance(model, str | bytes | os.PathLike):
+        raise ModelError(f"model must be an ONNX file (path, bytes or ModelProto), not {type(model).__name__}")
     else:
         where = "model" if isinstance(model, bytes) else f"{Path(model)}"
         try:
@@ -194,6 +196,8 @@ class _Sizes:
     """Sizes for dynamic dimensions, with a memory of which ones were asked for."""
 
     def __init__(self, given: Mapping[str, int]) -> None:
+        if not isinstance(given, Mapping):
+            raise ModelError(f"dims must be {{name: size}}, not {type(given).__name__}")
         for name, size in given.items():
             if not isinstance(size, int) or size < 1:
                 raise ModelError(f"dims[{name!r}] must be a positive integer, not {size!r}")
