@@ -27,10 +27,12 @@ from gossamer.arch.errors import GossamerError, ProgramError, reason
 from gossamer.arch.layout import Placement
 from gossamer.arch.spec import ArchSpec
 
-__all__ = ["DRAM_MAX", "AcceleratorStage", "Fill", "HostStage", "LayerNote", "Program", "Segment"]
+__all__ = ["DRAM_MAX", "UNKNOWN_MACS", "AcceleratorStage", "Fill", "HostStage", "LayerNote", "Program", "Segment"]
 
 MAGIC = b"GOSSAMER"
 VERSION = 1
+UNKNOWN_MACS = -1
+"""What a host stage says when its multiply-accumulates depend on what only a run shows."""
 DRAM_MAX = 1 << 33
 """Largest DRAM a Program may ask for, in bytes."""
 _RANK_MAX = 64  # what NumPy can hold; the product of a longer shape could take for ever
@@ -64,7 +66,10 @@ class AcceleratorStage:
 
 @dataclass(frozen=True, kw_only=True)
 class HostStage:
-    """A part of the model that onnxruntime runs (see compiler.layers.HostSegment)."""
+    """A part of the model that onnxruntime runs (see compiler.layers.HostSegment).
+
+    macs : multiply-accumulates, UNKNOWN_MACS if they depend on what only a run shows.
+    """
 
     name: str
     model: bytes = field(repr=False)

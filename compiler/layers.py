@@ -139,7 +139,8 @@ class HostSegment:
 
     model : a serialised ONNX model. Its inputs and outputs are named as the tensors they carry: a Tensor of the
     network crosses as 8-bit codes in its model_shape (the segment dequantises and quantises), anything else as is.
-    reason : why it is here, for the user.  macs : multiply-accumulates it does.
+    reason : why it is here, for the user.  macs : multiply-accumulates it does, arch.program.UNKNOWN_MACS (negative) if
+    they depend on what only a run shows.
     """
 
     name: str

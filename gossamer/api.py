@@ -60,8 +60,9 @@ def compile(
     notes : called with each thing the front end has to tell, such as the error that pruning leaves in a layer.
 
     Warns of every layer that cannot hold the pattern asked for and is left as it is. What the spec cannot run becomes
-    a host stage, with the reason. Raises SpecError or ModelError.
+    a host stage, with the reason; that all of it does is worth a warning. Raises SpecError or ModelError.
     """
+    from gossamer.arch.program import HostStage
     from gossamer.compiler.backend.build import build_program
     from gossamer.compiler.backend.fallback import fitted
     from gossamer.compiler.layers import Network
@@ -95,7 +96,11 @@ def compile(
             warnings.warn(note, stacklevel=2)
         elif notes is not None:
             notes(note)
-    return build_program(fitted(network, arch), arch, progress, chains=chains, measure=_cycles if refine else None)
+    program = build_program(fitted(network, arch), arch, progress, chains=chains, measure=_cycles if refine else None)
+    if not program.accelerator_stages:
+        reasons = "; ".join(s.reason for s in program.stages if isinstance(s, HostStage)) or "it computes nothing"
+        warnings.warn(f"nothing of {program.name!r} runs on the accelerator: {reasons}", stacklevel=2)
+    return program
 
 
 def _cycles(program: Program) -> int:

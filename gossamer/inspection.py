@@ -8,7 +8,7 @@ from typing import Any
 
 from gossamer.arch.errors import GossamerError, ModelError
 from gossamer.arch.isa import Op, Unit, disassemble
-from gossamer.arch.program import MAGIC, HostStage, Program
+from gossamer.arch.program import MAGIC, UNKNOWN_MACS, HostStage, Program
 from gossamer.arch.run import EVENT_FIELDS, Run
 from gossamer.arch.spec import ArchSpec, preset_names
 
@@ -97,7 +97,8 @@ def preset_table() -> list[dict[str, Any]]:
 def inspect_program(program: Program) -> dict[str, Any]:
     """What a Program holds: its spec, inputs, outputs, stages, layers, instructions and memory."""
     opcodes = program.instructions[:, 0].tolist()
-    macs = sum(note.macs for note in program.layers) + sum(s.macs for s in program.stages if isinstance(s, HostStage))
+    host = [stage.macs for stage in program.stages if isinstance(stage, HostStage)]
+    macs = None if UNKNOWN_MACS in host else sum(host) + sum(note.macs for note in program.layers)
     return {
         "kind": "program",
         "name": program.name,
@@ -113,8 +114,8 @@ def inspect_program(program: Program) -> dict[str, Any]:
                 "on": "host",
                 "reason": stage.reason,
                 "operators": list(stage.ops),
-                "macs": stage.macs,
-                "mac_share": stage.macs / macs if macs else 0.0,
+                "macs": None if stage.macs == UNKNOWN_MACS else stage.macs,
+                "mac_share": _share(stage.macs, macs),
             }
             if isinstance(stage, HostStage)
             else {"name": stage.name, "on": "accelerator", "instructions": stage.count}
@@ -122,6 +123,13 @@ def inspect_program(program: Program) -> dict[str, Any]:
         ],
         "layers": [{**asdict(note), "bound_cycles": note.bound(program.spec)} for note in program.layers],
     }
+
+
+def _share(macs: int, total: int | None) -> float | None:
+    """Of all multiply-accumulates, None when either is not known."""
+    if macs == 0:
+        return 0.0
+    return None if total is None else macs / total
 
 
 def inspect_run(run: Run, *, trace: bool = False) -> dict[str, Any]:

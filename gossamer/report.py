@@ -218,7 +218,8 @@ def _show_program(facts: dict[str, Any]) -> None:
     _line(f"DRAM {facts['dram_bytes'] / 1024:,.1f} KiB, {facts['image_bytes'] / 1024:,.1f} KiB of it loaded at start")
     for stage in facts["stages"]:
         if stage["on"] == "host":
-            share = f"{stage['mac_share']:.1%} of all MACs"
+            known = stage["mac_share"] is not None
+            share = f"{stage['mac_share']:.1%} of all MACs" if known else "an unknown share of all MACs"
             _line(f"on the host: {stage['name']} ({', '.join(stage['operators'])}), {share}: {stage['reason']}")
     if facts["layers"]:
         _table(
