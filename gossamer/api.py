@@ -52,7 +52,8 @@ def compile(
     sequential : prune a layer with the inputs that it has after the layers before it were pruned.
     permute : reorder channels inside the network, so that N:M keeps more and other patterns take fewer steps.
     calibration : inputs to measure ranges on: {name: array}, or a list of such, or an .npz file.
-    dims : sizes for named dimensions that the model leaves open (batch is 1 unless given).
+    dims : sizes for named dimensions that the model leaves open. A batch is 1 unless given: a dimension called batch,
+           or a first one called N or nothing.
     method : minmax, percentile or entropy.  signed : int8 activations instead of uint8.
     refine : choose every layer's mapping by simulating the best few of the search; takes seconds a layer.
     chains : keep tensors between layers on chip where that saves time; they are not in the Program's symbol table.

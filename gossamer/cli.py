@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 Gossamer refused, the reason is the line on stderr; 2 the 
 """
 
 import json
+import re
 import sys
 import traceback
 import warnings
@@ -89,17 +90,28 @@ def _command(function: Callable[P, None]) -> Callable[P, None]:
             else:
                 message, code = f"a bug in Gossamer ({type(error).__name__}: {error}); --debug shows where", 3
             typer.secho("error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
-            typer.echo(" ".join(message.split()), err=True)
+            typer.echo(_as_options(message), err=True)
             raise typer.Exit(code) from error
 
     app.command(no_args_is_help=False)(guarded)
     return guarded
 
 
+def _as_options(message: object) -> str:
+    """A message in one line, with the arguments of the API called by what they are here: dims={...} is --dim."""
+    text = re.sub(r"\bdims=\{(.*?)\}", lambda found: _dim_options(found[1]), " ".join(str(message).split()))
+    text = re.sub(r"\bdims=", "--dim", text)
+    return re.sub(r"\b(calibration|sparsity)=(?!\w)", r"--\1", text)
+
+
+def _dim_options(pairs: str) -> str:
+    return " ".join(f"--dim {name}=SIZE" for name in re.findall(r"'(.*?)': size", pairs))
+
+
 def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
     """A warning as one line on stderr."""
     typer.secho("warning: ", fg=typer.colors.YELLOW, bold=True, nl=False, err=True)
-    typer.echo(" ".join(str(message).split()), err=True)
+    typer.echo(_as_options(message), err=True)
 
 
 def _version(wanted: bool) -> None:

@@ -32,11 +32,11 @@ def inspect(target: str | Path) -> dict[str, Any]:
             head = file.read(4096)
     except OSError as error:
         raise GossamerError(f"cannot read {str(target)!r}: {error.strerror}") from error
+    if head.startswith(MAGIC) or (path.suffix == ".gsm" and (not head or _is_text(head))):
+        return inspect_program(Program.load(path))
     if not head and path.suffix != ".toml":
         raise GossamerError(f"{str(target)!r} is empty")
-    if head.startswith(MAGIC):
-        return inspect_program(Program.load(path))
-    if path.suffix == ".toml" or _is_text(head):
+    if path.suffix == ".toml" or (path.suffix != ".onnx" and _is_text(head)):
         return inspect_spec(ArchSpec.load(path))
     return inspect_model(path)
 

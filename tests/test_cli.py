@@ -218,6 +218,34 @@ def test_inspect_refuses(content: bytes, message: str, tmp_path: Path) -> None:
     assert message in refused(call("inspect", path, "--json"))
 
 
+@pytest.mark.parametrize("content", [b"", b"[array]\n", b"\x00\x01"])
+def test_inspect_and_run_agree_on_what_is_no_program(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "thing.gsm"
+    path.write_bytes(content)
+    ran = refused(call("run", path))
+    assert "not a Program file" in ran
+    if content[:1] != b"\x00":
+        assert refused(call("inspect", path)) == ran
+
+
+def test_a_text_called_a_model_is_no_spec(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_text("[array]\nlanes = 2\n")
+    assert "is not a spec (TOML), a model (ONNX) or a Program" in refused(call("inspect", tmp_path / "m.onnx"))
+
+
+def test_files_that_are_not_there_are_told_once() -> None:
+    for line in (
+        refused(call("run", "no.gsm")),
+        refused(call("inspect", "no.toml", "--toml")),
+        refused(call("compile", DIGITS, "-s", "no.toml", "-o", "x.gsm")),
+        refused(call("compile", "no.onnx", "-s", "tiny", "-o", "x.gsm")),
+        refused(call("run", "no.gsm", "-i", "no.npz")),
+        refused(call("explain", "no.gsm")),
+    ):
+        assert "Errno" not in line
+        assert line.lower().count("no such file") == 1
+
+
 def test_inspect_what_is_not_there(tmp_path: Path) -> None:
     assert "'nosuch' is neither a file nor a preset; presets are" in refused(call("inspect", "nosuch"))
     assert "is a folder" in refused(call("inspect", tmp_path))
@@ -253,6 +281,25 @@ def test_a_bug_is_not_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr == "error: a bug in Gossamer (ZeroDivisionError: by zero); --debug shows where\n"
     assert "Traceback" in call("presets", "--debug").stderr
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("accuracy will be poor; pass calibration=", "accuracy will be poor; pass --calibration"),
+        ("say to which pattern with sparsity=", "say to which pattern with --sparsity"),
+        ("open: 'a', 'x.3'; pass dims={'a': size, 'x.3': size}", "open: 'a', 'x.3'; pass --dim a=SIZE --dim x.3=SIZE"),
+        ("open sizes come from dims=", "open sizes come from --dim"),
+        ("sparsity: 'a' matches\n no layer", "sparsity: 'a' matches no layer"),
+    ],
+)
+def test_messages_name_the_options(ours: str, theirs: str) -> None:
+    assert cli._as_options(ours) == theirs
+
+
+def test_a_wish_without_a_pattern_names_the_option(tmp_path: Path) -> None:
+    line = refused(call("compile", DIGITS, "-s", "tiny", "-o", tmp_path / "x.gsm", "--allocation", "erk"))
+    assert line == "allocation 'erk' prunes nothing by itself; say to which pattern with --sparsity"
 
 
 # ---- compile ----

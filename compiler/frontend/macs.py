@@ -47,7 +47,7 @@ def _macs(graph: Graph, node: onnx.NodeProto, shapes: Shapes) -> int | None:
 
 def _body(graph: Graph, body: onnx.GraphProto, outer: Shapes) -> int | None:
     """Multiply-accumulates of a subgraph, None when shapes are missing."""
-    own = {t.name: tuple(t.dims) for t in body.initializer}
+    own: dict[str, Shape] = {t.name: tuple(t.dims) for t in body.initializer}
     own |= _inferred(graph, body, outer)
 
     def shapes(name: str) -> Shape:
