@@ -3,7 +3,7 @@
 A message names the field, the value found and what is legal; `assert` is kept for what cannot happen.
 """
 
-__all__ = ["CapacityError", "GossamerError", "ModelError", "ProgramError", "SimulationError", "SpecError"]
+__all__ = ["CapacityError", "GossamerError", "ModelError", "ProgramError", "SimulationError", "SpecError", "reason"]
 
 
 class GossamerError(Exception):
@@ -28,3 +28,8 @@ class ProgramError(GossamerError, ValueError):
 
 class SimulationError(GossamerError, RuntimeError):
     """A Program that cannot be run: it would deadlock, overflow, or read what nobody wrote."""
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with a file whose name the message has already."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -106,30 +106,29 @@ class Placement:
         inner = shaped.reshape(n, -1, self.rows, self.pixels)[:, self.slots, top : top + h, left : left + w]
         return (inner.view(np.int8) if self.signed else inner).astype(np.int16)
 
-    def quantise(self, values: NDArray[np.generic]) -> NDArray[np.int16]:
-        """Real values (floating) or codes (integers), in the model's shape, to codes [N, C, H, W].
+    def quantise(self, values: NDArray[np.generic], *, codes: bool = False) -> NDArray[np.int16]:
+        """Real values, in the model's shape, to codes [N, C, H, W].
 
-        Raises ModelError for a wrong shape, NaN, or a code out of range.
+        values : floating or integer, of any width.  codes : integers are codes already, not real values.
+        Raises ModelError for a wrong shape, for values that are not finite numbers, or a code out of range.
         """
         array = np.asarray(values)
         if array.shape != self.model_shape:
             raise ModelError(f"{self.name!r} must have shape {self.model_shape}, not {array.shape}")
         low, high = code_range(self.signed)
-        if np.issubdtype(array.dtype, np.floating):
-            if not np.all(np.isfinite(array)):
-                raise ModelError(f"{self.name!r} has values that are not finite")
-            with np.errstate(over="ignore"):  # too large for float32 saturates like all that is too large
-                real = np.rint(array.astype(np.float32) / np.float32(self.scale)) + self.zero_point
-            codes = np.clip(real, low, high).astype(np.int16)
-        elif np.issubdtype(array.dtype, np.integer):
+        if array.dtype.kind not in "fiu":
+            raise ModelError(f"{self.name!r} takes real values{' or codes' * codes}, not {array.dtype}")
+        if codes and array.dtype.kind != "f":
             if array.size and (int(array.min()) < low or int(array.max()) > high):
                 raise ModelError(
                     f"{self.name!r} takes codes from {low} to {high}, not {int(array.min())}..{int(array.max())}"
                 )
-            codes = array.astype(np.int16)
-        else:
-            raise ModelError(f"{self.name!r} takes real values or codes, not {array.dtype}")
-        return self.to_nchw(codes)
+            return self.to_nchw(array.astype(np.int16))
+        if not np.all(np.isfinite(array)):
+            raise ModelError(f"{self.name!r} has values that are not finite")
+        with np.errstate(over="ignore"):  # too large for float32 saturates like all that is too large
+            real = np.rint(array.astype(np.float32) / np.float32(self.scale)) + self.zero_point
+        return self.to_nchw(np.clip(real, low, high).astype(np.int16))
 
     def dequantise(self, codes: NDArray[np.int16]) -> NDArray[np.float32]:
         """Codes [N, C, H, W] to float32 in the model's shape."""

@@ -23,14 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.arch import isa
-from gossamer.arch.errors import GossamerError, ProgramError
+from gossamer.arch.errors import GossamerError, ProgramError, reason
 from gossamer.arch.layout import Placement
 from gossamer.arch.spec import ArchSpec
 
-__all__ = ["DRAM_MAX", "AcceleratorStage", "Fill", "HostStage", "LayerNote", "Program", "Segment"]
+__all__ = ["DRAM_MAX", "UNKNOWN_MACS", "AcceleratorStage", "Fill", "HostStage", "LayerNote", "Program", "Segment"]
 
 MAGIC = b"GOSSAMER"
 VERSION = 1
+UNKNOWN_MACS = -1
+"""What a host stage says when its multiply-accumulates depend on what only a run shows."""
 DRAM_MAX = 1 << 33
 """Largest DRAM a Program may ask for, in bytes."""
 _RANK_MAX = 64  # what NumPy can hold; the product of a longer shape could take for ever
@@ -41,7 +43,7 @@ class Segment:
     """Bytes that stand in DRAM before the start: uint8 at a byte address."""
 
     address: int
-    data: NDArray[np.uint8]
+    data: NDArray[np.uint8] = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +66,13 @@ class AcceleratorStage:
 
 @dataclass(frozen=True, kw_only=True)
 class HostStage:
-    """A part of the model that onnxruntime runs (see compiler.layers.HostSegment)."""
+    """A part of the model that onnxruntime runs (see compiler.layers.HostSegment).
+
+    macs : multiply-accumulates, UNKNOWN_MACS if they depend on what only a run shows.
+    """
 
     name: str
-    model: bytes
+    model: bytes = field(repr=False)
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     reason: str
@@ -103,12 +108,12 @@ class LayerNote:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Program:
-    """Everything a simulator or an accelerator needs to run a network.
+    """Everything a simulator or an accelerator needs to run a network. Two are equal when their files are.
 
     instructions : int64 [count, isa.MATRIX_COLUMNS], the matrix form of arch.isa.
     dram_bytes : size of the memory;  segments, fills : what stands in it at the start (segments win).
     tensors : symbol table.  inputs, outputs : names; a name that is not a tensor belongs to a host stage.
-    host_types : dtype and shape of what is not a tensor.
+    host_types : dtype and shape of what is not a tensor, and of the model's own inputs and outputs.
     """
 
     spec: ArchSpec
@@ -127,6 +132,17 @@ class Program:
     def __post_init__(self) -> None:
         _validate(self)
 
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Program) and self.to_bytes() == other.to_bytes())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        host = len(self.stages) - len(self.accelerator_stages)
+        parts = [f"{len(self.layers)} layers", f"{len(self.instructions):,} instructions"]
+        parts += [f"{host} host stages"] if host else []
+        return f"<Program {self.name!r} for {self.spec.name}: {', '.join(parts)}>"
+
     def memory(self) -> NDArray[np.uint8]:
         """A fresh DRAM: fills, then segments; everything else is zero. uint8 [dram_bytes]."""
         dram = np.zeros(self.dram_bytes, dtype=np.uint8)
@@ -135,6 +151,16 @@ class Program:
         for segment in self.segments:
             dram[segment.address : segment.address + segment.data.size] = segment.data
         return dram
+
+    def quantise_input(self, name: str, values: NDArray[np.generic], *, codes: bool = False) -> NDArray[np.int16]:
+        """An input that is a tensor, in the model's shape, to codes [N, C, H, W].
+
+        Integers are real values to a model whose input is of floats, as they are in its calibration; with `codes`, to
+        an input of integers, and in a Program made from no model, they are codes. Raises ModelError as
+        Placement.quantise does.
+        """
+        real = name in self.host_types and "float" in self.host_types[name][0]
+        return self.tensors[name].quantise(values, codes=codes or not real)
 
     @property
     def accelerator_stages(self) -> tuple[AcceleratorStage, ...]:
@@ -199,7 +225,7 @@ class Program:
         try:
             data = Path(path).read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise ProgramError(f"cannot read the Program {str(path)!r}: {error}") from error
+            raise ProgramError(f"cannot read the Program {str(path)!r}: {reason(error)}") from error
         try:
             return cls.from_bytes(data)
         except ProgramError as error:

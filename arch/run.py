@@ -6,6 +6,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,9 @@ class StageRun:
     events: NDArray[np.int64]
     counters: Mapping[str, int]
 
+    def __repr__(self) -> str:
+        return f"<StageRun {self.name!r}: {self.cycles:,} cycles, {len(self.events):,} instructions>"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
@@ -83,6 +87,17 @@ class Run:
     def seconds(self) -> float:
         """Time on the accelerator at the spec's clock."""
         return self.cycles / (self.program.spec.clock_mhz * 1e6)
+
+    @property
+    def layers(self) -> list[dict[str, Any]]:
+        """What each layer cost and waited for, one record a layer, ready for a pandas.DataFrame: see layer_report."""
+        from gossamer.arch.layers import layer_report  # it reads Runs
+
+        return layer_report(self)
+
+    def __repr__(self) -> str:
+        given = f", outputs {', '.join(self.outputs)}" if self.outputs else ", time only"
+        return f"<Run of {self.program.name!r} on {self.program.spec.name}: {self.cycles:,} cycles{given}>"
 
     @property
     def counters(self) -> dict[str, int]:

@@ -6,13 +6,15 @@ below (section, unit, bounds, meaning) also gives the JSON Schema for editors an
 
 import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import cached_property
 from importlib import resources
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
-from gossamer.arch.errors import SpecError
+from gossamer.arch.errors import SpecError, reason
 from gossamer.arch.rules import RULES
 
 __all__ = ["ArchSpec", "json_schema", "preset_names"]
@@ -190,11 +192,16 @@ class ArchSpec:
 
         Raises SpecError with the field, the value and what is legal, or with the names of the presets.
         """
+        if not isinstance(source, str | PathLike):
+            raise SpecError(
+                f"spec must be an ArchSpec, a TOML file or the name of a preset, not {type(source).__name__}"
+                f"{' (ArchSpec.from_dict takes a mapping)' if isinstance(source, Mapping) else ''}"
+            )
         path = Path(source)
         try:
             text = path.read_text(encoding="utf-8") if path.suffix == ".toml" or path.exists() else None
         except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
-            raise SpecError(f"cannot read the spec {str(source)!r}: {error}") from error
+            raise SpecError(f"cannot read the spec {str(source)!r}: {reason(error)}") from error
         if text is not None:
             return cls.from_toml(text, origin=str(path))
         if str(source) not in preset_names():
@@ -259,6 +266,10 @@ class ArchSpec:
             if key not in legal:
                 raise SpecError(f"{key!r} is not a field of a spec; {_suggest(key, legal)}")
         return cls(**values)
+
+    def __repr__(self) -> str:
+        changed = (f"{f.name}={v!r}" for f in fields(self) if (v := getattr(self, f.name)) != f.default)
+        return f"ArchSpec({', '.join(changed)})"
 
     def evolve(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again; for exploration scripts."""

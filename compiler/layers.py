@@ -49,9 +49,9 @@ class Conv:
     name: str
     inputs: tuple[str, ...]
     output: str
-    weight: NDArray[np.int8]
-    bias: NDArray[np.int32]
-    scale: NDArray[np.float64]
+    weight: NDArray[np.int8] = field(repr=False)
+    bias: NDArray[np.int32] = field(repr=False)
+    scale: NDArray[np.float64] = field(repr=False)
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -62,7 +62,7 @@ class Conv:
     lo: int = -128
     hi: int = 127
     signed: bool = True
-    table: NDArray[np.uint8] | None = None
+    table: NDArray[np.uint8] | None = field(default=None, repr=False)
     pattern: str = "dense"
     """What the sparsify pass found or imposed: dense, N:M, block RxC, unstructured, ... (for reports)."""
     source: tuple[str, ...] = ()
@@ -117,8 +117,8 @@ class MatMul:
     lo: int = -128
     hi: int = 127
     signed: bool = True
-    table: NDArray[np.uint8] | None = None
-    mask: NDArray[np.bool_] | None = None
+    table: NDArray[np.uint8] | None = field(default=None, repr=False)
+    mask: NDArray[np.bool_] | None = field(default=None, repr=False)
     mask_tile: tuple[int, int] = (1, 1)
     source: tuple[str, ...] = ()
     """Names of the model's nodes that this layer computes (for reports)."""
@@ -139,11 +139,12 @@ class HostSegment:
 
     model : a serialised ONNX model. Its inputs and outputs are named as the tensors they carry: a Tensor of the
     network crosses as 8-bit codes in its model_shape (the segment dequantises and quantises), anything else as is.
-    reason : why it is here, for the user.  macs : multiply-accumulates it does.
+    reason : why it is here, for the user.  macs : multiply-accumulates it does, arch.program.UNKNOWN_MACS (negative) if
+    they depend on what only a run shows.
     """
 
     name: str
-    model: bytes
+    model: bytes = field(repr=False)
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     reason: str
@@ -169,6 +170,10 @@ class Network:
     depends on data."""
     notes: tuple[str, ...] = ()
     """What the front end's passes have to tell the user."""
+
+    def __repr__(self) -> str:
+        host = len(self.stages) - len(self.layers)
+        return f"<Network {self.name!r}: {len(self.layers)} layers{f', {host} host segments' if host else ''}>"
 
     @property
     def layers(self) -> tuple[Layer, ...]:

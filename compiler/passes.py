@@ -26,7 +26,7 @@ from gossamer.compiler.frontend.unfold import unfold
 from gossamer.compiler.layers import Network
 from gossamer.compiler.sparsity.permute import permute
 from gossamer.compiler.sparsity.sparsifiers.interface import Sparsifier
-from gossamer.compiler.sparsity.sparsify import Sparsity, sparsify
+from gossamer.compiler.sparsity.sparsify import Sparsity, check_wishes, sparsify
 
 __all__ = ["PASSES", "Options", "build_network", "import_model", "run_passes"]
 
@@ -57,6 +57,7 @@ class Options:
     products: bool = False
 
     def __post_init__(self) -> None:
+        check_wishes(self.sparsity, self.sparsifier, self.allocation, self.sequential)
         object.__setattr__(self, "calibration", materialised(self.calibration))
 
 
@@ -141,9 +142,6 @@ def build_network(
 
     See import_model for dims, Options for the rest. Raises ModelError.
     """
-    if progress is not None:
-        progress("import")
-    graph = import_model(model, dims)
     options = Options(
         sparsity=sparsity,
         sparsifier=sparsifier,
@@ -156,6 +154,9 @@ def build_network(
         signed=signed,
         products=products,
     )
+    if progress is not None:
+        progress("import")
+    graph = import_model(model, dims)
     graph = run_passes(graph, options=options, progress=progress)
     if progress is not None:
         progress("lower")

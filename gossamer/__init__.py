@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from gossamer.arch.program import Program
     from gossamer.arch.run import Run
     from gossamer.arch.spec import ArchSpec
+    from gossamer.explanation import explain
     from gossamer.verification import verify
 
 __version__ = "0.1.0"
 
-__all__ = ["ArchSpec", "GossamerError", "Program", "Run", "compile", "simulate", "verify"]
+__all__ = ["ArchSpec", "GossamerError", "Program", "Run", "compile", "explain", "simulate", "verify"]
 
 _HOME = {
     "compile": "gossamer.api",
+    "explain": "gossamer.explanation",
     "simulate": "gossamer.api",
     "ArchSpec": "gossamer.arch.spec",
     "GossamerError": "gossamer.arch.errors",

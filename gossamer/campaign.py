@@ -304,7 +304,8 @@ def _model_campaign(
     for spec in specs:
         answers = _Answers(model)
         cases = program_cases(compile(network, spec), arrays, seed)
-        row = tally(spec, network.name, cases, seed=seed, seen=answers, **options)
+        # A class means something where the inputs do.
+        row = tally(spec, network.name, cases, seed=seed, seen=answers if arrays is not None else None, **options)
         rows.append(replace(row, classes=answers.found))
     return rows
 
@@ -320,9 +321,11 @@ class _Answers:
 
     def __call__(self, case: Case, found: Verification, _: Memory | None) -> None:
         feeds = {i.name: np.asarray(case.inputs[i.name]) for i in self._session.get_inputs()}
+        reals = {i.name for i in self._session.get_inputs() if i.type == "tensor(float)"}
+        feeds = {n: a.astype(np.float32) if n in reals else a for n, a in feeds.items()}
         shapes = {output.shape for output in found.simulated.outputs.values()}
-        if len(shapes) != 1 or any(a.dtype.kind != "f" for a in feeds.values()):
-            return  # codes mean nothing to the model as it was
+        if len(shapes) != 1:
+            return
         (shape,) = shapes
         if len(shape) != 2 or shape[0] != 1 or shape[1] < 2:
             return

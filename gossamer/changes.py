@@ -1,4 +1,4 @@
-"""Changes of one thing in a spec, each with the parts of a run (gossamer.explain) that it is a remedy for."""
+"""Changes of one thing in a spec, each with the parts of a run (gossamer.explanation) that it is a remedy for."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields

@@ -5,10 +5,11 @@ Exit codes: 0 done; 1 Gossamer refused, the reason is the line on stderr; 2 the 
 """
 
 import json
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -17,8 +18,9 @@ import typer
 
 import gossamer
 from gossamer import __version__, inspection, report
-from gossamer.arch.errors import GossamerError, ModelError
+from gossamer.arch.errors import GossamerError
 from gossamer.arch.spec import ArchSpec, json_schema, preset_names
+from gossamer.files import check_output, load_arrays, save_arrays
 
 __all__ = ["app", "main"]
 
@@ -46,6 +48,11 @@ Allocation = Annotated[
     str,
     typer.Option(metavar="RULE", help="Zeros among layers: uniform, erk, lamp, global, or cycles: 'cost 60%'."),
 ]
+Sequential = Annotated[
+    bool, typer.Option("--sequential", help="Prune a layer with the inputs it has after those before it were pruned.")
+]
+Method = Annotated[str, typer.Option(metavar="NAME", help="How ranges are chosen: minmax, percentile or entropy.")]
+Signed = Annotated[bool, typer.Option("--signed", help="Quantise activations to int8 instead of uint8.")]
 Permute = Annotated[
     bool, typer.Option("--permute", help="Reorder channels inside the network to save steps and weights.")
 ]
@@ -83,17 +90,28 @@ def _command(function: Callable[P, None]) -> Callable[P, None]:
             else:
                 message, code = f"a bug in Gossamer ({type(error).__name__}: {error}); --debug shows where", 3
             typer.secho("error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
-            typer.echo(" ".join(message.split()), err=True)
+            typer.echo(_as_options(message), err=True)
             raise typer.Exit(code) from error
 
     app.command(no_args_is_help=False)(guarded)
     return guarded
 
 
+def _as_options(message: object) -> str:
+    """A message in one line, with the arguments of the API called by what they are here: dims={...} is --dim."""
+    text = re.sub(r"\bdims=\{(.*?)\}", lambda found: _dim_options(found[1]), " ".join(str(message).split()))
+    text = re.sub(r"\bdims=", "--dim", text)
+    return re.sub(r"\b(calibration|sparsity)=(?!\w)", r"--\1", text)
+
+
+def _dim_options(pairs: str) -> str:
+    return " ".join(f"--dim {name}=SIZE" for name in re.findall(r"'(.*?)': size", pairs))
+
+
 def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
     """A warning as one line on stderr."""
     typer.secho("warning: ", fg=typer.colors.YELLOW, bold=True, nl=False, err=True)
-    typer.echo(" ".join(str(message).split()), err=True)
+    typer.echo(_as_options(message), err=True)
 
 
 def _version(wanted: bool) -> None:
@@ -133,38 +151,13 @@ def _dims(pairs: list[str]) -> dict[str, int]:
 
 def _patterns(wishes: list[str]) -> dict[str, str] | None:
     """PATTERN for all layers, or LAYER=PATTERN with a name or glob; later ones win."""
-    pairs = (wish.rpartition("=") for wish in wishes)
-    return {layer or "*": pattern for layer, _, pattern in pairs} or None
-
-
-def _load_arrays(path: Path) -> Mapping[str, Any]:
-    """Arrays by name from an .npz file. Raises ModelError."""
-    import zipfile
-
-    import numpy as np
-
-    try:
-        with path.open("rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            if isinstance(arrays, np.ndarray):
-                raise ModelError(f"{str(path)!r} holds one nameless array; save with numpy.savez(file, name=array)")
-            return {name: arrays[name] for name in arrays.files}
-    except OSError as error:
-        raise ModelError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{str(path)!r} is not an .npz file of numbers: {error}") from error
-
-
-def _save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write an .npz file. numpy.savez takes names as keywords: it could not write an output called "file"."""
-    import zipfile
-
-    import numpy as np
-
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, value in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
+    found = {}
+    for wish in wishes:
+        layer, equals, pattern = wish.rpartition("=")
+        if not pattern.strip() or (equals and not layer.strip()):
+            raise typer.BadParameter(f"{wish!r} must be PATTERN, such as 2:8, or LAYER=PATTERN, such as 'head*=2:8'")
+        found[layer or "*"] = pattern
+    return found or None
 
 
 def _api(name: str) -> Callable[..., Any]:
@@ -198,8 +191,11 @@ def compile(
     sparsity: Sparsity = None,
     sparsifier: Sparsifier = "magnitude",
     allocation: Allocation = "uniform",
+    sequential: Sequential = False,
     permute: Permute = False,
     calibration: Calibration = None,
+    method: Method = "minmax",
+    signed: Signed = False,
     dim: Dims = None,
     refine: Refine = False,
     chains: Chains = True,
@@ -207,9 +203,10 @@ def compile(
     debug: Debug = False,
 ) -> None:
     """Compile a model to a Program for an accelerator."""
+    check_output(output, model=model, spec=spec, calibration=calibration)
     dims = _dims(dim or [])
     arch = ArchSpec.load(spec)
-    arrays = _load_arrays(calibration) if calibration else None
+    arrays = load_arrays(calibration) if calibration else None
     with report.Progress() as progress:
         program = _api("compile")(
             model,
@@ -217,8 +214,11 @@ def compile(
             sparsity=_patterns(sparsity or []),
             sparsifier=sparsifier,
             allocation=allocation,
+            sequential=sequential,
             permute=permute,
             calibration=arrays,
+            method=method,
+            signed=signed,
             dims=dims or None,
             refine=refine,
             chains=chains,
@@ -260,14 +260,16 @@ def run(
 
     if output is not None and inputs is None:
         raise typer.BadParameter("--output needs --input: without inputs there are no values")
+    for written in (output, picture):
+        check_output(written, Program=program, input=inputs)
     if picture is not None:
         pictures.check_path(picture)  # before the work, not after it
-    arrays = _load_arrays(inputs) if inputs else None
+    arrays = load_arrays(inputs) if inputs else None
     loaded = Program.load(program)
     with report.Progress() as progress:
         done = _api("simulate")(loaded, arrays, values=arrays is not None, progress=progress)
     if output is not None:
-        _save_arrays(output, done.outputs)
+        save_arrays(output, done.outputs)
     if picture is not None:
         pictures.overview(done, picture)
     facts = inspection.inspect_run(done, trace=trace)
@@ -330,8 +332,11 @@ def explain(
     sparsity: Sparsity = None,
     sparsifier: Sparsifier = "magnitude",
     allocation: Allocation = "uniform",
+    sequential: Sequential = False,
     permute: Permute = False,
     calibration: Calibration = None,
+    method: Method = "minmax",
+    signed: Signed = False,
     dim: Dims = None,
     refine: Refine = False,
     chains: Chains = True,
@@ -348,18 +353,21 @@ def explain(
     debug: Debug = False,
 ) -> None:
     """Say where the cycles beyond the bound went, and which single change of spec or pattern would help most."""
-    from gossamer import explain, pictures
+    from gossamer import pictures
     from gossamer import trials as neighbours
     from gossamer.arch.program import MAGIC, Program
 
+    check_output(picture, target=target, spec=spec, calibration=calibration)
     if picture is not None:
         pictures.check_path(picture)
     network = None
     with report.Progress() as progress:
         with target.open("rb") as file:
             compiled = file.read(len(MAGIC)) == MAGIC
-        if compiled and (spec or sparsity or calibration or dim):
-            raise typer.BadParameter("a Program is compiled: SPEC, --sparsity, --calibration and --dim need a model")
+        pruning = sparsity or sequential or permute or (sparsifier, allocation) != ("magnitude", "uniform")
+        quantising = calibration or signed or method != "minmax"
+        if compiled and (spec or pruning or quantising or dim or refine or not chains):
+            raise typer.BadParameter("a Program is compiled: SPEC and what says how to compile need a model")
         if compiled:
             program = Program.load(target)
         else:
@@ -373,8 +381,11 @@ def explain(
                 sparsity=_patterns(sparsity or []),
                 sparsifier=sparsifier,
                 allocation=allocation,
+                sequential=sequential,
                 permute=permute,
-                calibration=_load_arrays(calibration) if calibration else None,
+                calibration=load_arrays(calibration) if calibration else None,
+                method=method,
+                signed=signed,
                 dims=_dims(dim or []) or None,
                 spec=arch,
                 products=arch.dynamic_operands,
@@ -385,7 +396,7 @@ def explain(
         tried = []
         if network is not None and trials:
             tried = neighbours.try_changes(network, run, progress, refine=refine, chains=chains, limit=at_most)
-    facts = explain.explain(run, tried)
+    facts = _api("explain")(run, tried)
     if picture is not None:
         pictures.explanation(facts, picture)
     if as_json:
@@ -434,12 +445,14 @@ def rtl(
         raise typer.BadParameter("--input needs --program or --model")
     if dim and model is None:
         raise typer.BadParameter("--dim needs --model")
+    check_output(output, spec=spec)
+    check_output(output / "gossamer.toml", spec=spec)
     with report.Progress() as progress:
         arch, case = benches.bench(
             ArchSpec.load(spec) if spec is not None else None,
             program=program,
             model=model,
-            arrays=_load_arrays(inputs) if inputs else None,
+            arrays=load_arrays(inputs) if inputs else None,
             dims=_dims(dim or []) or None,
             seed=seed,
             progress=progress,
@@ -506,13 +519,14 @@ def verify(
         raise typer.BadParameter("--dim needs --model")
     if wave is not None and program is None and len(specs or ()) != 1:
         raise typer.BadParameter("--wave needs one SPEC or --program: a file shows one machine")
+    check_output(wave, Program=program, model=model, input=inputs, spec=specs)
     with report.Progress() as progress:
         found = campaign.campaign(
             [ArchSpec.load(s) for s in specs] if specs else list(campaign.small_machines()),
             program=program,
             model=model,
             layers=layers.split(",") if layers else None,
-            arrays=_load_arrays(inputs) if inputs else None,
+            arrays=load_arrays(inputs) if inputs else None,
             dims=_dims(dim or []) or None,
             count=10 if random is None else random,
             seed=seed,
@@ -548,6 +562,7 @@ def coverage(
     """
     from gossamer.coverage import measure
 
+    check_output(output, spec=spec)
     with report.Progress() as progress:
         found = measure(ArchSpec.load(spec), random, seed, progress)
     facts = found.facts()

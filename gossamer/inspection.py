@@ -8,7 +8,7 @@ from typing import Any
 
 from gossamer.arch.errors import GossamerError, ModelError
 from gossamer.arch.isa import Op, Unit, disassemble
-from gossamer.arch.program import MAGIC, HostStage, Program
+from gossamer.arch.program import MAGIC, UNKNOWN_MACS, HostStage, Program
 from gossamer.arch.run import EVENT_FIELDS, Run
 from gossamer.arch.spec import ArchSpec, preset_names
 
@@ -41,11 +41,11 @@ def inspect(target: str | Path) -> dict[str, Any]:
             head = file.read(4096)
     except OSError as error:
         raise GossamerError(f"cannot read {str(target)!r}: {error.strerror}") from error
+    if head.startswith(MAGIC) or (path.suffix == ".gsm" and (not head or _is_text(head))):
+        return inspect_program(Program.load(path))
     if not head and path.suffix != ".toml":
         raise GossamerError(f"{str(target)!r} is empty")
-    if head.startswith(MAGIC):
-        return inspect_program(Program.load(path))
-    if path.suffix == ".toml" or _is_text(head):
+    if path.suffix == ".toml" or (path.suffix != ".onnx" and _is_text(head)):
         return inspect_spec(ArchSpec.load(path))
     return inspect_model(path)
 
@@ -127,31 +127,36 @@ def inspect_program(program: Program) -> dict[str, Any]:
 
 
 def host_stages(program: Program) -> list[dict[str, Any]]:
-    """The parts of a Program that run on the host: which, why, and their share of all MACs."""
+    """The parts of a Program that run on the host: which, why, and their share of all MACs, None where not known."""
     host = [stage for stage in program.stages if isinstance(stage, HostStage)]
-    macs = sum(note.macs for note in program.layers) + sum(stage.macs for stage in host)
+    unknown = any(stage.macs == UNKNOWN_MACS for stage in host)
+    macs = None if unknown else sum(stage.macs for stage in host) + sum(note.macs for note in program.layers)
     return [
         {
             "name": stage.name,
             "on": "host",
             "reason": stage.reason,
             "operators": list(stage.ops),
-            "macs": stage.macs,
-            "mac_share": stage.macs / macs if macs else 0.0,
+            "macs": None if stage.macs == UNKNOWN_MACS else stage.macs,
+            "mac_share": _share(stage.macs, macs),
         }
         for stage in host
     ]
 
 
+def _share(macs: int, total: int | None) -> float | None:
+    """Of all multiply-accumulates, None when either is not known."""
+    if macs == 0:
+        return 0.0
+    return None if total is None else macs / total
+
+
 def inspect_run(run: Run, *, trace: bool = False) -> dict[str, Any]:
     """What a run gave: cycles, counters, outputs, when each layer ran and, with trace, every event."""
-    from gossamer.sim.layers import layer_report  # numba: only who has a run pays for it
-
     program, spec = run.program, run.program.spec
     useful = sum(note.useful_macs for note in program.layers)
     slots = run.cycles * spec.peak_macs
     counters = run.counters
-    layers = layer_report(run)
     units = []
     for unit in (Unit.LOAD, Unit.MATMUL, Unit.DRAIN, Unit.STORE):
         name = unit.name.lower()
@@ -170,7 +175,7 @@ def inspect_run(run: Run, *, trace: bool = False) -> dict[str, Any]:
         "outputs": [{"name": n, "dtype": str(v.dtype), "shape": list(v.shape)} for n, v in run.outputs.items()],
         "stages": [{"name": stage.name, "cycles": stage.cycles} for stage in run.stages],
         "host": [{"name": s.name, "reason": s.reason} for s in program.stages if isinstance(s, HostStage)],
-        "layers": layers,
+        "layers": run.layers,
         "units": units,
         "counters": counters,
         "statistics": dict(run.statistics),

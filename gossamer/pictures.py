@@ -19,7 +19,7 @@ from gossamer.arch.isa import SEMAPHORES, Unit
 from gossamer.arch.program import HostStage
 from gossamer.arch.run import EVENT_FIELDS, Run, StageRun
 from gossamer.drawing import HATCH, PARTS, figure, frame, save, short
-from gossamer.explain import INSIDE
+from gossamer.explanation import INSIDE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,7 +125,7 @@ def overview(run: Run, path: str | Path) -> None:
 
 
 def explanation(facts: dict[str, Any], path: str | Path) -> None:
-    """Draw each layer's cycles as its bound and the parts beyond it. facts : of gossamer.explain.
+    """Draw each layer's cycles as its bound and the parts beyond it. facts : of gossamer.explanation.explain.
 
     Raises GossamerError when matplotlib is missing or the suffix is unknown.
     """
@@ -228,7 +228,7 @@ def _stages(run: Run) -> Iterator[tuple[StageRun, int, int]]:
 def _stalls(waits: Cycles, events: Cycles, unit: Unit) -> _Bars:
     """Cycles in which a unit is free and its next instruction does not start, labelled by the unit it waits for.
 
-    waits : from gossamer.sim.layers.stalls.
+    waits : from gossamer.arch.layers.stalls.
     """
     rows = np.flatnonzero(events[:, 0] == unit)
     upto = events[rows, _START, None] - waits[rows].sum(axis=1, keepdims=True) + np.cumsum(waits[rows], axis=1)
@@ -324,7 +324,7 @@ def _title(run: Run, cycles: int, stage: str = "") -> str:
 
 
 def _draw_timeline(axes: Axes, run: Run, only: str | None) -> None:
-    from gossamer.sim.layers import stalls
+    from gossamer.arch.layers import stalls
 
     stages = {s.name: s for s in run.program.accelerator_stages}
     chosen = [(s, at, first) for s, at, first in _stages(run) if only in (None, s.name)]

@@ -286,15 +286,16 @@ def _show_run(facts: dict[str, Any]) -> None:
 
 
 def _show_explanation(facts: dict[str, Any]) -> None:
-    from gossamer.explain import MEANING
+    from gossamer.explanation import MEANING
 
     ratio = f"ratio {facts['ratio']:.3f}"
     cycles, bound = f"{facts['cycles']:,} cycles", f"sum of the layers' bounds {round(facts['bound']):,}"
     _line(f"program {facts['program']} on spec {facts['spec']}: {cycles}, {bound}, {ratio}")
     _show_host(facts["host"])
     if facts["host"]:
-        share = sum(stage["mac_share"] for stage in facts["host"])
-        _line(f"the host has {share:.1%} of all MACs; cycles and bounds are of the rest")
+        shares = [stage["mac_share"] for stage in facts["host"]]
+        share = "an unknown share" if None in shares else f"{sum(shares):.1%}"
+        _line(f"the host has {share} of all MACs; cycles and bounds are of the rest")
     _table(
         ("layer", "pattern", "cycles", "bound", "ratio", "MACs", "limit", "beyond the bound", "inside it"),
         (
@@ -366,7 +367,7 @@ def _moved(trial: dict[str, Any]) -> str:
 
 def _largest(parts: dict[str, float], *, inside: bool) -> str:
     """The parts inside or beyond the bound, the largest first, without what rounds to nothing."""
-    from gossamer.explain import INSIDE
+    from gossamer.explanation import INSIDE
 
     mine = {n: round(v) for n, v in parts.items() if (n in INSIDE) == inside}
     return ", ".join(f"{n} {v:,}" for n, v in sorted(mine.items(), key=lambda item: -abs(item[1])) if v)
@@ -374,7 +375,7 @@ def _largest(parts: dict[str, float], *, inside: bool) -> str:
 
 def _show_idle(facts: dict[str, Any]) -> None:
     """How busy the MACs are, and the layers that leave most of them idle, whatever their ratio is."""
-    from gossamer.explain import IDLE
+    from gossamer.explanation import IDLE
 
     cycles = max(facts["cycles"], 1)
     shares = {name: value / cycles for name, value in facts["macs"].items() if name in IDLE}
@@ -393,7 +394,8 @@ def _show_idle(facts: dict[str, Any]) -> None:
 def _show_host(stages: Iterable[dict[str, Any]]) -> None:
     """What runs on the host, why, and how much of the network that is."""
     for stage in stages:
-        share = f"{stage['mac_share']:.1%} of all MACs"
+        known = stage["mac_share"] is not None
+        share = f"{stage['mac_share']:.1%} of all MACs" if known else "an unknown share of all MACs"
         _line(f"on the host: {stage['name']} ({', '.join(stage['operators'])}), {share}: {stage['reason']}")
 
 

@@ -86,7 +86,10 @@ def example_program(spec: ArchSpec) -> Program:
 
 
 def random_inputs(program: Program, seed: int = 1) -> dict[str, NDArray[np.generic]]:
-    """Random codes for every input that is a tensor. Raises ModelError when the Program has others."""
+    """Values that mean random codes for every input that is a tensor: real ones where the model takes real ones.
+
+    Raises ModelError when the Program has other inputs.
+    """
     rng = np.random.default_rng(seed)
     made: dict[str, NDArray[np.generic]] = {}
     for name in program.inputs:
@@ -94,7 +97,8 @@ def random_inputs(program: Program, seed: int = 1) -> dict[str, NDArray[np.gener
             raise ModelError(f"input {name!r} belongs to a host stage: random values may mean nothing to it")
         tensor = program.tensors[name]
         low, high = code_range(tensor.signed)
-        made[name] = rng.integers(low, high + 1, tensor.model_shape, dtype=np.int16)
+        codes = rng.integers(low, high + 1, tensor.model_shape, dtype=np.int16)
+        made[name] = tensor.dequantise(tensor.to_nchw(codes)) if name in program.host_types else codes
     return made
 
 
@@ -155,7 +159,7 @@ def memory_with(
         if name not in inputs:
             raise ModelError(f"input {name!r} is missing; the Program takes {', '.join(program.inputs)}")
         if name in program.tensors:
-            _write(program.tensors[name], np.asarray(inputs[name]), dram)
+            _write(program.tensors[name], program.quantise_input(name, np.asarray(inputs[name])), dram)
         else:
             held[name] = np.asarray(inputs[name], dtype=program.host_types[name][0])
     return dram, held
@@ -175,7 +179,7 @@ def _host_stage(
             feeds[name] = tensors[name].to_model(codes)
     for name, value in host.run(stage, {n: feeds[n] for n in stage.inputs}).items():
         if name in tensors:
-            _write(tensors[name], np.asarray(value), dram)
+            _write(tensors[name], tensors[name].quantise(np.asarray(value), codes=True), dram)
         else:
             held[name] = value
 
@@ -184,5 +188,5 @@ def _read(tensor: Placement, dram: NDArray[np.uint8]) -> NDArray[np.int16]:
     return tensor.from_memory(dram[tensor.address : tensor.address + tensor.size])
 
 
-def _write(tensor: Placement, value: NDArray[np.generic], dram: NDArray[np.uint8]) -> None:
-    dram[tensor.address : tensor.address + tensor.size] = tensor.to_memory(tensor.quantise(value))
+def _write(tensor: Placement, codes: NDArray[np.int16], dram: NDArray[np.uint8]) -> None:
+    dram[tensor.address : tensor.address + tensor.size] = tensor.to_memory(codes)

@@ -8,8 +8,8 @@ simulate: one Program, one set of inputs.  run_batch, Simulator: many.  layer_re
     host      the stages that onnxruntime runs
 """
 
+from gossamer.arch.layers import layer_report
 from gossamer.sim.checker import check_program
-from gossamer.sim.layers import layer_report
 from gossamer.sim.simulate import Simulator, run_batch, simulate
 
 __all__ = ["Simulator", "check_program", "layer_report", "run_batch", "simulate"]

@@ -51,11 +51,11 @@ from gossamer.arch.access import (
 )
 from gossamer.arch.errors import GossamerError
 from gossamer.arch.isa import Encoding, LoadKind, Op, Unit
+from gossamer.arch.layers import CAUSES, stalls
 from gossamer.arch.program import AcceleratorStage, HostStage, LayerNote, Program
 from gossamer.arch.run import EVENT_FIELDS, Run, StageRun
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.stream import record_bytes
-from gossamer.sim.layers import CAUSES, stalls
 from gossamer.sim.occupancy import Occupancy, occupancy
 
 __all__ = ["Breakdown", "LayerParts", "Parts", "break_down"]
@@ -102,7 +102,7 @@ class Parts:
 class LayerParts:
     """One layer: cycles = bound + parts.beyond = ideal + all parts.
 
-    cycles : from the last end of the layers before to its own, as in gossamer.sim.layers.
+    cycles : from the last end of the layers before to its own, as in gossamer.arch.layers.
     limit : what its bound is made of: "array", "read" or "write".
     macs : what the array's MACs did in these cycles.
     """

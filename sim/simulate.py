@@ -31,17 +31,20 @@ def simulate(
     trace: Trace | Sequence[Trace] | None = None,
     check: bool = True,
     garbage: int | None = None,
+    codes: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Run a Program: outputs to the bit, time to the cycle.
 
-    inputs : arrays by name in the model's shape; floating ones are quantised, integers are taken as codes.
+    inputs : arrays by name in the model's shape, real values of any dtype; they are quantised. Integers are codes with
+             `codes`, and in a Program that was not made from a model.
     values : False simulates time only: no inputs needed, no outputs, host stages skipped.
     memory : DRAM at the start instead of the Program's own, uint8 [dram_bytes]; not changed.
     trace : what a memory outside of the contract did, one for every accelerator stage, to be replayed.
     check : False leaves out the proof that no instruction reads too early or what nobody wrote; ranges are always
             checked.
     garbage : seed of pseudo-random bits that on-chip memories hold before they are written; zeros if None.
+    codes : integers among the inputs are codes of the Program's tensors, whatever the model's own inputs are.
     progress : called as (what, done, total).
 
     Raises ModelError for inputs that do not fit, ProgramError for illegal instructions, SimulationError for a Program
@@ -49,16 +52,20 @@ def simulate(
     on values and is computed once.
     """
     simulator = Simulator(program, check=check, memory=memory, trace=trace, progress=progress)
-    return simulator.run(inputs, values=values, garbage=garbage)
+    return simulator.run(inputs, values=values, garbage=garbage, codes=codes)
 
 
 def run_batch(
-    program: Program, batch: Iterable[Mapping[str, ArrayLike]], *, progress: Progress | None = None
+    program: Program,
+    batch: Iterable[Mapping[str, ArrayLike]],
+    *,
+    codes: bool = False,
+    progress: Progress | None = None,
 ) -> Iterator[Run]:
-    """One Run for every set of inputs, as they come; check and time are computed once."""
+    """One Run for every set of inputs, as they come; check and time are computed once. Arguments as in `simulate`."""
     simulator = Simulator(program, progress=progress)
     for inputs in batch:
-        yield simulator.run(inputs)
+        yield simulator.run(inputs, codes=codes)
 
 
 class Simulator:
@@ -94,13 +101,18 @@ class Simulator:
         self._statistics = statistics(program, self.stages, self._image)
 
     def run(
-        self, inputs: Mapping[str, ArrayLike] | None = None, *, values: bool = True, garbage: int | None = None
+        self,
+        inputs: Mapping[str, ArrayLike] | None = None,
+        *,
+        values: bool = True,
+        garbage: int | None = None,
+        codes: bool = False,
     ) -> Run:
         """Run on one set of inputs. Raises ModelError when they do not fit."""
         if not values:
             return Run(program=self.program, stages=self.stages, statistics=self._statistics)
         dram = self._image.copy()
-        held = _take_inputs(self.program, inputs or {}, dram)
+        held = _take_inputs(self.program, {} if inputs is None else inputs, dram, codes)
         for stage in self.program.stages:
             if isinstance(stage, HostStage):
                 self._run_host(stage, held, dram)
@@ -129,7 +141,7 @@ class Simulator:
                 feeds[name] = _held(held, name, f"input of host stage {stage.name!r}")
         for name, value in self._host.run(stage, feeds).items():
             if name in tensors:
-                _put(tensors[name], tensors[name].quantise(np.asarray(value)), dram)
+                _put(tensors[name], tensors[name].quantise(np.asarray(value), codes=True), dram)
             else:
                 held[name] = value
 
@@ -152,8 +164,14 @@ def _traces(program: Program, trace: Trace | Sequence[Trace] | None) -> list[Tra
     return list(traces)
 
 
-def _take_inputs(program: Program, inputs: Mapping[str, ArrayLike], dram: NDArray[np.uint8]) -> dict[str, Array]:
+def _take_inputs(
+    program: Program, inputs: Mapping[str, ArrayLike], dram: NDArray[np.uint8], codes: bool
+) -> dict[str, Array]:
     """Write the tensors among the inputs into DRAM and return the others, which belong to host stages."""
+    if not isinstance(inputs, Mapping):
+        raise ModelError(
+            f"inputs must be {{name: array}}, not {type(inputs).__name__}; the Program takes {_describe(program)}"
+        )
     for name in inputs:
         if name not in program.inputs:
             raise ModelError(f"{name!r} is not an input; the Program takes {_describe(program)}")
@@ -161,9 +179,12 @@ def _take_inputs(program: Program, inputs: Mapping[str, ArrayLike], dram: NDArra
     for name in program.inputs:
         if name not in inputs:
             raise ModelError(f"input {name!r} is missing; the Program takes {_describe(program)}")
-        value = np.asarray(inputs[name])
+        try:
+            value = np.asarray(inputs[name])
+        except ValueError as error:  # lists of different lengths
+            raise ModelError(f"{name!r} is no array: {error}") from error
         if name in program.tensors:
-            _put(program.tensors[name], program.tensors[name].quantise(value), dram)
+            _put(program.tensors[name], program.quantise_input(name, value, codes=codes), dram)
         else:
             held[name] = _host_input(program, name, value)
     return held

@@ -159,7 +159,7 @@ def test_model_shape_and_back(tensor: Placement, seed: int) -> None:
     model = tensor.to_model(codes)
     assert model.shape == tensor.model_shape
     assert np.array_equal(tensor.to_nchw(model), codes)
-    assert np.array_equal(tensor.quantise(model), codes), "integers are codes"
+    assert np.array_equal(tensor.quantise(model, codes=True), codes)
     assert np.array_equal(tensor.quantise(tensor.dequantise(codes)), codes)
     n, c, _, w = tensor.shape
     if tensor.channels_last:
@@ -229,12 +229,21 @@ def test_quantise_refuses() -> None:
         with refused("'x' has values that are not finite"):
             signed.quantise(np.array([[0.0, bad]]))
     with refused("'x' takes codes from -128 to 127, not 0..128"):
-        signed.quantise(np.array([[0, 128]]))
+        signed.quantise(np.array([[0, 128]]), codes=True)
     with refused("'x' takes codes from 0 to 255, not -1..0"):
-        unsigned.quantise(np.array([[0, -1]]))
+        unsigned.quantise(np.array([[0, -1]]), codes=True)
     with refused("'x' takes codes from 0 to 255, not 0..18446744073709551615"):
-        unsigned.quantise(np.array([[0, 2**64 - 1]], dtype=np.uint64))
+        unsigned.quantise(np.array([[0, 2**64 - 1]], dtype=np.uint64), codes=True)
     for other in (np.zeros((1, 2), dtype=bool), np.array([["a", "b"]]), np.zeros((1, 2), dtype=complex)):
         with refused(f"'x' takes real values or codes, not {other.dtype}"):
+            signed.quantise(other, codes=True)
+        with refused(f"'x' takes real values, not {other.dtype}"):
             signed.quantise(other)
-    assert unsigned.quantise(np.array([[0, 255]], dtype=np.uint8)).reshape(-1).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.uint64])
+def test_integers_are_real_values_unless_told(dtype: type[np.integer]) -> None:
+    tensor, integers = flat(3, 0.5, 3, False), np.array([[0, 7, 200]], dtype=dtype)
+    assert tensor.quantise(integers).reshape(-1).tolist() == [3, 17, 255]
+    assert np.array_equal(tensor.quantise(integers), tensor.quantise(integers.astype(np.float32)))
+    assert tensor.quantise(integers, codes=True).reshape(-1).tolist() == [0, 7, 200]

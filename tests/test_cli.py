@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,34 @@ def test_inspect_refuses(content: bytes, message: str, tmp_path: Path) -> None:
     assert message in refused(call("inspect", path, "--json"))
 
 
+@pytest.mark.parametrize("content", [b"", b"[array]\n", b"\x00\x01"])
+def test_inspect_and_run_agree_on_what_is_no_program(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "thing.gsm"
+    path.write_bytes(content)
+    ran = refused(call("run", path))
+    assert "not a Program file" in ran
+    if content[:1] != b"\x00":
+        assert refused(call("inspect", path)) == ran
+
+
+def test_a_text_called_a_model_is_no_spec(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_text("[array]\nlanes = 2\n")
+    assert "is not a spec (TOML), a model (ONNX) or a Program" in refused(call("inspect", tmp_path / "m.onnx"))
+
+
+def test_files_that_are_not_there_are_told_once() -> None:
+    for line in (
+        refused(call("run", "no.gsm")),
+        refused(call("inspect", "no.toml", "--toml")),
+        refused(call("compile", DIGITS, "-s", "no.toml", "-o", "x.gsm")),
+        refused(call("compile", "no.onnx", "-s", "tiny", "-o", "x.gsm")),
+        refused(call("run", "no.gsm", "-i", "no.npz")),
+        refused(call("explain", "no.gsm")),
+    ):
+        assert "Errno" not in line
+        assert line.lower().count("no such file") == 1
+
+
 def test_inspect_what_is_not_there(tmp_path: Path) -> None:
     assert "'nosuch' is neither a file nor a preset; presets are" in refused(call("inspect", "nosuch"))
     assert "is a folder" in refused(call("inspect", tmp_path))
@@ -252,6 +281,25 @@ def test_a_bug_is_not_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr == "error: a bug in Gossamer (ZeroDivisionError: by zero); --debug shows where\n"
     assert "Traceback" in call("presets", "--debug").stderr
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("accuracy will be poor; pass calibration=", "accuracy will be poor; pass --calibration"),
+        ("say to which pattern with sparsity=", "say to which pattern with --sparsity"),
+        ("open: 'a', 'x.3'; pass dims={'a': size, 'x.3': size}", "open: 'a', 'x.3'; pass --dim a=SIZE --dim x.3=SIZE"),
+        ("open sizes come from dims=", "open sizes come from --dim"),
+        ("sparsity: 'a' matches\n no layer", "sparsity: 'a' matches no layer"),
+    ],
+)
+def test_messages_name_the_options(ours: str, theirs: str) -> None:
+    assert cli._as_options(ours) == theirs
+
+
+def test_a_wish_without_a_pattern_names_the_option(tmp_path: Path) -> None:
+    line = refused(call("compile", DIGITS, "-s", "tiny", "-o", tmp_path / "x.gsm", "--allocation", "erk"))
+    assert line == "allocation 'erk' prunes nothing by itself; say to which pattern with --sparsity"
 
 
 # ---- compile ----
@@ -318,6 +366,49 @@ def test_inspect_after_no_such_pass() -> None:
     assert "'bake' is not a pass; passes are import, infer_shapes" in message
 
 
+# ---- files ----
+
+
+@pytest.mark.parametrize("link", [False, True], ids=["the same name", "a link"])
+@pytest.mark.parametrize(
+    ("what", "command"),
+    [
+        ("model", "compile {} -s tiny -o {out}"),
+        ("spec", "compile other.onnx -s {} -o {out}"),
+        ("calibration", "compile other.onnx -s tiny --calibration {} -o {out}"),
+        ("Program", "run {} -i other.npz -o {out}"),
+        ("Program", "run {} --picture {out}"),
+        ("input", "run other.gsm -i {} -o {out}"),
+        ("target", "explain {} --picture {out}"),
+        ("spec", "rtl {} -o {out}"),
+        ("Program", "verify -p {} --wave {out}"),
+        ("spec", "verify {} --wave {out}"),
+        ("spec", "coverage {} -o {out}"),
+    ],
+)
+def test_an_output_is_no_input(what: str, command: str, link: bool, tmp_path: Path) -> None:
+    path = out = tmp_path / "precious"
+    path.write_bytes(b"bytes")
+    if link:
+        out = tmp_path / "link"
+        out.symlink_to(path)
+    words = [word.format(path, out=out) for word in command.split()]
+    assert refused(call(*words)) == f"{str(out)!r} is the {what} itself and would be overwritten; name another file"
+    assert path.read_bytes() == b"bytes"
+
+
+def test_a_bundle_does_not_replace_its_spec(tmp_path: Path) -> None:
+    path = tmp_path / "gossamer.toml"
+    ArchSpec(name="mine").save(path)
+    assert "is the spec itself and would be overwritten" in refused(call("rtl", path, "-o", tmp_path))
+
+
+@pytest.mark.parametrize("wish", ["=2:8", " =2:8", "head=", ""])
+def test_sparsity_needs_both_of_layer_and_pattern(wish: str, tmp_path: Path) -> None:
+    message = misused(call("compile", DIGITS, "-s", "tiny", "-o", tmp_path / "x.gsm", "--sparsity", wish))
+    assert f"{wish!r} must be PATTERN, such as 2:8, or LAYER=PATTERN" in message
+
+
 # ---- run ----
 
 
@@ -361,13 +452,24 @@ def test_run_trace(program_file: Path, finished: Run, monkeypatch: pytest.Monkey
     assert [event["unit"] for event in events] == ["LOAD", "FETCH"]
 
 
+def damaged(path: Path) -> None:
+    """An archive with one wrong byte in its only array."""
+    np.savez(path, x=np.arange(1000))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (lambda path: None, "No such file or directory"),
         (lambda path: path.write_bytes(b"PK\x03\x04 no archive"), "is not an .npz file of numbers"),
         (lambda path: path.write_bytes(b""), "is not an .npz file of numbers"),
-        (lambda path: np.savez(path, x=np.array([{}], dtype=object)), "is not an .npz file of numbers"),
+        (lambda path: np.savez(path, x=np.array([{}], dtype=object)), "'x' is damaged or holds objects"),
+        (lambda path: path.write_text("x, y"), "is not an .npz file of numbers: it is no archive of numpy.savez"),
+        (damaged, "'x' is damaged or holds objects"),
+        (lambda path: zipfile.ZipFile(path, "w").writestr("x", "text"), "'x' is no array"),
         (
             lambda path: np.save(path.with_suffix(".npy"), np.ones(3)) or path.with_suffix(".npy").rename(path),
             "holds one nameless array",
@@ -380,7 +482,9 @@ def test_run_refuses_inputs(
     monkeypatch.setattr(gossamer, "simulate", Spy(None), raising=False)
     path = tmp_path / "in.npz"
     write(path)
-    assert message in refused(call("run", program_file, "--input", path))
+    line = refused(call("run", program_file, "--input", path))
+    assert message in line
+    assert "pickle" not in line
 
 
 def test_run_refuses_a_file_that_is_no_program() -> None:

@@ -17,14 +17,14 @@ from typer.testing import CliRunner
 import gossamer
 from gossamer import cli, report
 from gossamer.arch.errors import CapacityError, GossamerError
+from gossamer.arch.layers import layer_report
 from gossamer.arch.program import Program
 from gossamer.arch.spec import ArchSpec
 from gossamer.changes import changes, nearest
 from gossamer.compiler.backend.build import build_program
 from gossamer.compiler.layers import MaxPool, Network
-from gossamer.explain import MEANING, explain
+from gossamer.explanation import MEANING, explain
 from gossamer.sim.breakdown import LayerParts, break_down
-from gossamer.sim.layers import layer_report
 from gossamer.sim.simulate import simulate
 from gossamer.trials import Trial, best, ranked, try_changes
 
@@ -354,7 +354,9 @@ def test_the_command(tmp_path: Path) -> None:
     program = build_program(random_network(np.random.default_rng(0)), EDGE)
     program.save(tmp_path / "p.gsm")
     assert json.loads(call("explain", tmp_path / "p.gsm", "--json").stdout) == explain(simulate(program, values=False))
-    assert call("explain", tmp_path / "p.gsm", "edge").exit_code == 2
+    assert gossamer.explain(tmp_path / "p.gsm") == gossamer.explain(program) == explain(simulate(program, values=False))
+    for option in (["edge"], ["--permute"], ["--allocation", "erk"], ["--signed"], ["--no-chains"]):
+        assert call("explain", tmp_path / "p.gsm", *option).exit_code == 2
     assert call("explain", DIGITS).exit_code == 2
 
 
@@ -371,6 +373,7 @@ def test_the_command_compiles_as_compile_does(tmp_path: Path) -> None:
         ["--sparsity", "dense | 4:8 | 2:8", "--allocation", "cost 70% by layer"],
         ["--sparsity", "2:8", "--sparsifier", "wanda", "--no-chains"],
         ["--refine"],
+        ["--signed", "--method", "percentile", "--sparsity", "2:8", "--sparsifier", "wanda", "--sequential"],
     ):
         options += ["--calibration", tmp_path / "c.npz"]
         options += ["--sparsity", "*stem*=dense"] if "--sparsity" in options else []

@@ -1,16 +1,22 @@
 """Models that are written unusually: subgraphs, other domains, old and new operator sets, constants as outputs."""
 
+import re
+import warnings
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from typer.testing import CliRunner
 
 import gossamer
+from gossamer import cli
 from gossamer.arch.errors import ModelError
-from gossamer.arch.program import HostStage
+from gossamer.arch.program import UNKNOWN_MACS, HostStage
 from gossamer.compiler.layers import HostSegment
 from gossamer.compiler.passes import build_network
+from gossamer.inspection import inspect_program
 from tests.support.frontend import Builder, check_same_function, check_structure, compile_both, run_network, run_onnx
 
 X = np.random.default_rng(5).standard_normal((1, 4, 6, 6)).astype(np.float32)
@@ -45,6 +51,55 @@ def test_subgraphs_that_capture_tensors(given_out):
 
 def branch(name, *nodes):
     return helper.make_graph(list(nodes), name, [], [helper.make_empty_tensor_value_info(nodes[-1].output[0])])
+
+
+def inside(kind: str, node: onnx.NodeProto) -> onnx.ModelProto:
+    """An operation on y, of 4 channels on a map of 36, in a branch or a loop whose condition is the input "on"."""
+    b = Builder(("x", (1, 4, 6, 6)))
+    b.inputs.append(helper.make_tensor_value_info("on", TensorProto.BOOL, []))
+    y = b.op("Relu", b.conv("x", 4, 4, k=1), out="y")
+    b.weights.append(onnx.numpy_helper.from_array(np.ones((2, 4, 3, 3), "f4"), "weight"))
+    if kind == "if":
+        nothing = branch("m", helper.make_node("Neg", [y], ["m"]))
+        nested = helper.make_node("If", ["on"], ["more"], then_branch=branch("n", node), else_branch=nothing)
+        return b.model(b.op("If", "on", then_branch=branch("more", nested), else_branch=nothing))
+    info = helper.make_tensor_value_info
+    entries = [info("i", TensorProto.INT64, []), info("go", TensorProto.BOOL, [])]
+    go = helper.make_node("Identity", ["go"], ["going"])
+    results = [info("going", TensorProto.BOOL, []), helper.make_empty_tensor_value_info("n")]
+    once = b.constant(1, np.int64)
+    return b.model(b.op("Loop", once, "on", body=helper.make_graph([go, node], "body", entries, results)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "operator", "macs"),
+    [("if", "Conv", 2 * 16 * 36), ("if", "Exp", 0), ("loop", "Conv", UNKNOWN_MACS), ("loop", "Exp", 0)],
+)
+def test_work_inside_of_branches_counts(kind, operator, macs):
+    node = helper.make_node(operator, ["y", *(["weight"] if operator == "Conv" else [])], ["n"])
+    program = gossamer.compile(inside(kind, node), "tiny", calibration={"x": X, "on": np.array(True)})
+    (segment,) = (stage for stage in program.stages if isinstance(stage, HostStage))
+    assert segment.macs == macs
+    (shown,) = (stage for stage in inspect_program(program)["stages"] if stage["on"] == "host")
+    if macs < 0:
+        assert (shown["macs"], shown["mac_share"]) == (None, None)
+    else:
+        assert shown["mac_share"] == macs / (macs + 16 * 36)
+
+
+def test_a_program_without_an_accelerator_is_worth_a_warning(tmp_path):
+    b = Builder(("x", (1, 4, 6, 6)))
+    onnx.save(b.model(b.op("Det", b.op("Exp", "x"))), tmp_path / "m.onnx")
+    expected = r"^nothing of 'test' runs on the accelerator: "
+    with pytest.warns(UserWarning, match=expected):
+        gossamer.compile(tmp_path / "m.onnx", "tiny", calibration={"x": X})
+    np.savez(tmp_path / "x.npz", x=X)
+    files = {name: str(tmp_path / name) for name in ("m.onnx", "x.npz", "p.gsm")}
+    command = ["compile", files["m.onnx"], "-s", "tiny", "--calibration", files["x.npz"], "-o", files["p.gsm"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        done = CliRunner().invoke(cli.app, command)
+    assert re.fullmatch(r"warning: nothing of 'test' runs on the accelerator: .*\n", done.stderr)
 
 
 def test_a_condition_on_shapes_leaves_the_branch_that_is_taken():

@@ -4,7 +4,9 @@ import ast
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import gossamer.arch
 import gossamer.compiler
 import gossamer.kernels
 import gossamer.rtl
-import gossamer.sim  # noqa: F401
+import gossamer.sim
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -92,13 +94,67 @@ def unsafe_uses(source: str) -> list[str]:
     return found
 
 
-def test_every_package_is_shipped() -> None:
-    """A folder missing from the list works in an editable install and is absent from the wheel."""
-    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    folders = {path.parent.relative_to(ROOT) for path in SOURCES}
-    names = {".".join(("gossamer", *folder.parts)): folder.as_posix() for folder in folders}
-    assert set(config["tool"]["setuptools"]["packages"]) == {"gossamer", *names}
-    assert config["tool"]["setuptools"]["package-dir"] == {"gossamer": "gossamer", **names}
+def shipped() -> set[str]:
+    """What a wheel must hold, by its path there."""
+    files = {path for room in MAY_IMPORT for path in (ROOT / room).rglob("*") if path.is_file()}
+    names = {f"gossamer/{name_of(path)}" for path in files if path.parent.name != "__pycache__"}
+    return names | {name_of(path) for path in TOP_LEVEL} | {"gossamer/py.typed"}
+
+
+def test_every_room_is_shipped() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert config["only-include"] == ["gossamer", *sorted(MAY_IMPORT)]
+    assert config["sources"] == {room: f"gossamer/{room}" for room in MAY_IMPORT}
+
+
+def test_wheels_hold_every_file(tmp_path: Path) -> None:
+    """Made from a checkout, and from a source distribution, which has no links."""
+    pytest.importorskip("hatchling")
+
+    def build(folder: Path, kind: str) -> Path:
+        command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(tmp_path / folder.name)]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        (made,) = (tmp_path / folder.name).glob("*.whl" if kind == "wheel" else "*.tar.gz")
+        return made
+
+    def contents(wheel: Path) -> set[str]:
+        names = zipfile.ZipFile(wheel).namelist()
+        assert len(names) == len(set(names))
+        return {name for name in names if ".dist-info/" not in name}
+
+    assert contents(build(ROOT, "wheel")) == shipped()
+    with tarfile.open(build(ROOT, "sdist")) as archive:
+        assert not any(member.issym() for member in archive)
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.glob("gossamer-*/")
+    assert contents(build(unpacked, "wheel")) == shipped()
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["as installed", "path of an editable install"])
+def test_a_folder_called_gossamer_is_not_the_package(tmp_path: Path, installed: bool) -> None:
+    """A clone is such a folder to a script or a notebook beside it."""
+    (tmp_path / "gossamer" / "gossamer").mkdir(parents=True)
+    code, options = "import gossamer; print(gossamer.__file__, gossamer.compile)", []
+    if not installed:  # -S: without site-packages, so that this folder alone can have it
+        config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+        (folder,) = (ROOT / name for name in config["dev-mode-dirs"])
+        if not (folder / "gossamer").is_symlink():
+            pytest.skip("this checkout has no symbolic links, so it cannot be installed editable")
+        assert [path.name for path in folder.iterdir()] == ["gossamer"]
+        code, options = (
+            f"import sys; sys.path.append({str(folder)!r}); import gossamer; print(gossamer.__file__)",
+            ["-S"],
+        )
+    done = subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout.startswith(str(tmp_path))
+
+
+def test_no_module_hides_a_function_of_the_api() -> None:
+    """`import gossamer.explain` would put the module in the function's place."""
+    assert {path.stem for path in TOP_LEVEL} & set(gossamer.__all__) == set()
+    code = "import gossamer.cli, gossamer.explanation as e; print(gossamer.explain is e.explain)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT) == "True\n"
 
 
 def test_every_package_has_an_init() -> None:

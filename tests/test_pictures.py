@@ -13,13 +13,13 @@ import gossamer
 from gossamer import cli, drawing, pictures
 from gossamer.arch.errors import GossamerError
 from gossamer.arch.isa import SEMAPHORES, Instruction, Op, Unit, to_matrix
+from gossamer.arch.layers import stalls
 from gossamer.arch.program import AcceleratorStage, Program
 from gossamer.arch.run import Run
 from gossamer.arch.spec import ArchSpec
 from gossamer.compiler.backend.build import build_program
 from gossamer.compiler.layers import Network
-from gossamer.explain import INSIDE, MEANING, explain
-from gossamer.sim.layers import stalls
+from gossamer.explanation import INSIDE, MEANING, explain
 from gossamer.sim.simulate import simulate
 from tests.support.networks import random_conv, random_tensor
 

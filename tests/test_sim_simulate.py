@@ -6,6 +6,7 @@ from onnx import TensorProto, helper
 
 from gossamer.arch.errors import ModelError, SimulationError
 from gossamer.arch.isa import SEMAPHORES, Encoding, Instruction, LoadKind, Op, Unit, semaphore, to_matrix
+from gossamer.arch.layers import stalls
 from gossamer.arch.layout import Placement
 from gossamer.arch.program import AcceleratorStage, HostStage, LayerNote, Program, Segment
 from gossamer.arch.run import COUNTERS
@@ -13,7 +14,6 @@ from gossamer.arch.spec import ArchSpec
 from gossamer.arch.stream import StepStream, encode_steps
 from gossamer.arch.sync import synchronise
 from gossamer.sim import Simulator, layer_report, run_batch, simulate
-from gossamer.sim.layers import stalls
 from gossamer.sim.random_programs import random_program
 from tests.support.specs import random_spec
 from tests.support.stepper import step_program
@@ -120,6 +120,21 @@ def test_real_values_are_quantised() -> None:
 def test_second_run_equals_first() -> None:
     program = double_program()
     assert simulate(program, {"x": CODES}) == simulate(program, {"x": CODES}, garbage=5)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+def test_integers_are_what_the_model_takes(dtype: type[np.integer]) -> None:
+    """Real values to a model of floats; codes to an input of integers, and where a program is told so."""
+    integers = CODES.astype(dtype)
+    floats, bytes_ = (double_program(host_types={"x": (t, (4, 6))}) for t in ("float32", "uint8"))
+    real = simulate(floats, {"x": CODES.astype(np.float32)})
+    assert simulate(floats, {"x": integers}) == real
+    assert next(run_batch(floats, [{"x": integers}])) == real
+    codes = simulate(double_program(), {"x": CODES}).outputs["y"]
+    assert not np.array_equal(codes, real.outputs["y"])
+    for program, told in ((floats, True), (bytes_, False), (bytes_, True)):
+        assert np.array_equal(simulate(program, {"x": integers}, codes=told).outputs["y"], codes)
+        assert np.array_equal(next(run_batch(program, [{"x": integers}], codes=told)).outputs["y"], codes)
 
 
 def test_time_needs_no_inputs() -> None:

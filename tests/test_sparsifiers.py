@@ -20,6 +20,7 @@ from gossamer.compiler.frontend.export import export_model
 from gossamer.compiler.frontend.layout import array_weight
 from gossamer.compiler.frontend.ops import Conv, Linear
 from gossamer.compiler.sparsity.patterns import FanIn, Pattern
+from gossamer.compiler.sparsity.patterns.pattern import percent
 from gossamer.compiler.sparsity.sparsifiers.allocation import allocate, lamp_scores
 from gossamer.compiler.sparsity.sparsifiers.budget import Choice, choose
 from gossamer.compiler.sparsity.sparsifiers.cycles import layer_cycles
@@ -428,3 +429,11 @@ def test_the_command_line_prunes_with_data(tmp_path):
     )
     assert wrong.exit_code == 1
     assert "error: sparsifier must be one of magnitude, wanda, sparsegpt, not 'gpt'" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.7, "70%"), (0.799913, "79.99%"), (2 / 3, "66.67%"), (0.999991, "99.9991%"), (1.0, "100%")]
+)
+def test_shares_are_shown_in_four_digits(share, text):
+    assert percent(share) == text
+    assert str(Pattern.parse(f"unstructured {text}")) == f"unstructured {text}"

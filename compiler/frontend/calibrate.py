@@ -123,6 +123,8 @@ def _parts(name: str, value: Array, graph: Graph) -> list[Array]:
         )
     if value.dtype.kind not in "fiub" or (dtype == "float32" and not np.isfinite(value).all()):
         raise ModelError(f"calibration for input {name!r} must hold finite numbers")
+    if value.dtype.kind == "f" and dtype != "float32":  # as simulate does: 0.7 is no pixel of a uint8 input
+        raise ModelError(f"calibration for input {name!r} must be of {dtype}, not {value.dtype}")
     value = value.astype(dtype)
     return [value] if not shape else [value[i : i + shape[0]] for i in range(0, value.shape[0], shape[0])]
 

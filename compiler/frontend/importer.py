@@ -13,7 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import helper, numpy_helper
 
-from gossamer.arch.errors import ModelError
+from gossamer.arch.errors import ModelError, reason
 from gossamer.compiler.frontend.graph import Graph
 from gossamer.compiler.frontend.ops import Array, Host, TensorInfo
 from gossamer.compiler.frontend.precision import in_float32
@@ -30,7 +30,10 @@ converted is taken as it is."""
 SMALL = 1024
 """Initialisers of at most this many elements may be shapes or axes, so that shape inference has to see them."""
 
-_BATCH_NAMES = {"batch", "batch_size", "batchsize", "n", "bs", "b", "none", "unk__0", ""}
+_BATCH_NAMES = {"batch", "batch_size", "batchsize", "bs"}
+"""What a batch is called, on whichever axis it stands."""
+_FIRST_NAMES = {"n", "b", "none", "unk__0", ""}
+"""What may be called so is a batch on the first axis; on another it could be anything."""
 _MULTIPLIES = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization"}
 """Operators whose constants are weights, not masks."""
 
@@ -43,7 +46,8 @@ def import_model(model: Model, dims: Mapping[str, int] | None = None) -> Graph:
     """Read an ONNX model into a Graph of untyped operations.
 
     model : path, serialised model, or ModelProto (not changed).
-    dims : sizes of dynamic dimensions, by their name in the model or as "input.axis"; a dynamic batch is 1.
+    dims : sizes of dynamic dimensions, by their name in the model or as "input.axis"; a dynamic batch is 1: what is
+           called batch on any axis, and what is called N, or nothing, on the first.
 
     Raises ModelError for what is not ONNX, for weights that are not finite, and for dimensions nobody fixed.
     """
@@ -89,13 +93,17 @@ def load(model: Model) -> onnx.ModelProto:
     """Parse a model from wherever it is; raises ModelError when it is not one."""
     if isinstance(model, onnx.ModelProto):
         proto, where = model, "model"
+    elif not isinstance(model, str | bytes | os.PathLike):
+        raise ModelError(f"model must be an ONNX file (path, bytes or ModelProto), not {type(model).__name__}")
     else:
         where = "model" if isinstance(model, bytes) else f"{Path(model)}"
         try:
             proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(os.fspath(model))
         except FileNotFoundError:
             raise ModelError(f"{where}: no such file (or a file of external weights beside it is missing)") from None
-        except (DecodeError, ValueError, IsADirectoryError, onnx.checker.ValidationError) as error:
+        except OSError as error:
+            raise ModelError(f"{where}: not an ONNX model ({reason(error)})") from None
+        except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
             raise ModelError(f"{where}: not an ONNX model ({error})") from None
     if not proto.opset_import or not proto.graph.output:
         raise ModelError(f"{where}: not an ONNX model (it has no operator set or no output)")
@@ -194,6 +202,8 @@ class _Sizes:
     """Sizes for dynamic dimensions, with a memory of which ones were asked for."""
 
     def __init__(self, given: Mapping[str, int]) -> None:
+        if not isinstance(given, Mapping):
+            raise ModelError(f"dims must be {{name: size}}, not {type(given).__name__}")
         for name, size in given.items():
             if not isinstance(size, int) or size < 1:
                 raise ModelError(f"dims[{name!r}] must be a positive integer, not {size!r}")
@@ -208,7 +218,7 @@ class _Sizes:
         for key in (place, name):
             if key and key in self.given:
                 return self.given[key]
-        if name.lower() in _BATCH_NAMES and axis == 0:
+        if name.lower() in _BATCH_NAMES or (axis == 0 and name.lower() in _FIRST_NAMES):
             return self.given.get("batch", 1) if name not in self.given else self.given[name]
         self.missing.setdefault(name or place, f"axis {axis} of input {tensor!r}")
         return 1
@@ -218,7 +228,7 @@ class _Sizes:
         if self.missing:
             places = ", ".join(f"{name!r} ({place})" for name, place in self.missing.items())
             wanted = ", ".join(f"{name!r}: size" for name in self.missing)
-            raise ModelError(f"the model leaves dimensions open: {places}; pass dims={{{wanted}}} (--dim NAME=SIZE)")
+            raise ModelError(f"the model leaves dimensions open: {places}; pass dims={{{wanted}}}")
         unknown = sorted(set(self.given) - self.seen - {"batch"})
         if unknown:
             known = ", ".join(sorted(self.seen)) or "none"

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from math import prod
 
 import networkx as nx
 
 from gossamer.compiler.frontend.export import Writer, rename, value_info
 from gossamer.compiler.frontend.graph import Graph
+from gossamer.compiler.frontend.macs import host_macs
 from gossamer.compiler.frontend.ops import Host, Op, View
 from gossamer.compiler.layers import HostSegment
 
@@ -128,7 +128,7 @@ def build_segment(graph: Graph, name: str, ops: list[Host]) -> HostSegment:
         outputs=tuple(outputs),
         reason="; ".join(dict.fromkeys(op.reason for op in ops)),
         ops=tuple(op.node.op_type for op in ops),
-        macs=sum(_macs(graph, op) for op in ops),
+        macs=host_macs(graph, ops),
     )
 
 
@@ -151,32 +151,3 @@ def _boundary(graph: Graph, ops: list[Host], inside: set[str]) -> tuple[list[str
         for tensor in op.reads:
             follow(tensor)
     return list(inputs), list(views.values())
-
-
-_SECOND = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}
-"""Where the second operand of a product stands, if it is not the second input."""
-
-
-def _macs(graph: Graph, op: Host) -> int:
-    """Multiply-accumulates of the operations that do nearly all of them."""
-    kind = op.node.op_type
-    shapes = [graph.info(t).shape if t else None for t in op.inputs]
-    at = _SECOND.get(kind, 1)
-    out, first, second = graph.info(op.output).shape, shapes[0] if shapes else None, None
-    if len(shapes) > at:
-        second = shapes[at]
-    if first is None or second is None:
-        return 0
-    if kind in ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"):  # every step and sample meets all weights
-        recurrent = shapes[2] if len(shapes) > 2 else None
-        return prod(first[:2]) * (prod(second) + prod(recurrent or (0,)))
-    if out is None:
-        return 0
-    if kind.endswith(("Conv", "ConvInteger")):
-        return prod(out) * prod(second[1:])
-    if kind == "ConvTranspose":
-        return prod(first) * prod(second[1:])
-    if kind.endswith(("MatMul", "MatMulInteger", "MatMulIntegerToFloat", "Gemm")):
-        transposed = any(a.name == "transA" and a.i for a in op.node.attribute)
-        return prod(out) * first[-2 if transposed else -1]
-    return 0

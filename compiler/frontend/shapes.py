@@ -22,6 +22,9 @@ __all__ = ["evaluate", "fold_constants", "infer_shapes", "node_of", "run_session
 FOLD_LIMIT = 1 << 28
 """No constant larger than this many elements is made."""
 
+_WINDOWS = ("Conv", "ConvInteger", "ConvTranspose", "Pool")
+"""How the names of operators end that slide a window."""
+
 _NEVER_FOLDED = {
     "DequantizeLinear",  # its codes and scales are wanted as they are
     "RandomNormal",
@@ -42,7 +45,21 @@ def infer_shapes(graph: Graph) -> Graph:
         before, now = now, (len(graph), _unknown(graph))
         if not now[1]:
             break
+    _check_not_empty(graph)
     return graph
+
+
+def _check_not_empty(graph: Graph) -> None:
+    """Refuse a window that fits its input nowhere: sizes given for open dimensions are too small for it."""
+    for op in graph.order():
+        windowed = isinstance(op, Host) and op.node.op_type.endswith(_WINDOWS)
+        shape = graph.info(op.output).shape if windowed and op.outputs[0] else None
+        if shape is not None and min(shape[2:], default=1) < 1:
+            given = ", ".join(f"{name!r} {list(graph.shape(name))}" for name in graph.inputs)
+            raise ModelError(
+                f"{op.name!r} is empty: its output would be {list(shape)}; the model's inputs are {given}, open sizes "
+                "come from dims="
+            )
 
 
 def _unknown(graph: Graph) -> int:

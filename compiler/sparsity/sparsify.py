@@ -5,7 +5,6 @@ and what the others do about it) and the allocation (how much each layer loses).
 pattern that was trained is found, and kept, without asking for it.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -34,7 +33,7 @@ from gossamer.compiler.sparsity.patterns import (
 from gossamer.compiler.sparsity.patterns.pattern import percent
 from gossamer.compiler.sparsity.permute import permute_for_nm
 from gossamer.compiler.sparsity.shrink import drop_dead_channels, remove_channels
-from gossamer.compiler.sparsity.sparsifiers.allocation import allocate
+from gossamer.compiler.sparsity.sparsifiers.allocation import allocate, check_allocation, cost_budget
 from gossamer.compiler.sparsity.sparsifiers.budget import Choice, choose
 from gossamer.compiler.sparsity.sparsifiers.cycles import layer_cycles
 from gossamer.compiler.sparsity.sparsifiers.inputs import input_moments
@@ -43,7 +42,7 @@ from gossamer.compiler.sparsity.sparsifiers.interface import sparsifier as spars
 from gossamer.compiler.sparsity.sparsifiers.moments import Moments, reconstruction_error
 from gossamer.compiler.sparsity.sparsifiers.sensitivity import output_errors
 
-__all__ = ["Pruned", "Sparsity", "prune", "sparsify"]
+__all__ = ["Pruned", "Sparsity", "check_wishes", "prune", "sparsify"]
 
 Sparsity = str | Pattern | Mapping[str, str | Pattern]
 """One pattern for every layer, or {layer name or glob: pattern}; where several globs match, the last one counts.
@@ -96,6 +95,25 @@ def sparsify(
     return graph
 
 
+def check_wishes(sparsity: object, sparsifier: str | Sparsifier, allocation: str, sequential: bool) -> None:
+    """Raise ModelError for a choice of how to prune that is misspelt, or that no pattern would make use of."""
+    method = sparsifier_of(sparsifier)
+    check_allocation(allocation)
+    if sparsity is not None and not isinstance(sparsity, str | Pattern | Mapping):
+        raise ModelError(
+            f"sparsity must be a pattern such as '2:8', or {{layer or glob: pattern}}, not {type(sparsity).__name__}"
+        )
+    if sparsity is not None and sparsity != {}:
+        return
+    for what, given, idle in (
+        ("allocation", allocation, "uniform"),
+        ("sparsifier", method.name, "magnitude"),
+        ("sequential", sequential, False),
+    ):
+        if given != idle:
+            raise ModelError(f"{what} {given!r} prunes nothing by itself; say to which pattern with sparsity=")
+
+
 def prune(
     graph: Graph,
     sparsity: Sparsity | None = None,
@@ -126,6 +144,7 @@ def prune(
 
     Raises ModelError for an unknown pattern, and for a name that matches no layer.
     """
+    check_wishes(sparsity, sparsifier, allocation, sequential)
     method = sparsifier_of(sparsifier)
     graph = graph.copy()
     layers = _layers(graph)
@@ -292,6 +311,8 @@ def _wishes(sparsity: Sparsity | None) -> dict[str, tuple[Pattern, ...]]:
 def _parse(wish: str | Pattern) -> Iterable[Pattern]:
     if isinstance(wish, Pattern):
         return (wish,)
+    if not isinstance(wish, str):
+        raise ModelError(f"sparsity: a layer's pattern must be text such as '2:8', not {type(wish).__name__}")
     return map(Pattern.parse, wish.split("|"))
 
 
@@ -345,12 +366,7 @@ def _by_cost(
     work: _Work, layers: list[Layer], plan: Mapping[str, tuple[Pattern, ...]], text: str, spec: ArchSpec | None
 ) -> dict[str, Pattern]:
     """The least error under a budget of cycles."""
-    match = re.fullmatch(r"cost\s+(\d+(?:\.\d+)?)\s*%(\s+by\s+layer)?", text.strip())
-    if match is None or not 0 < float(match[1]) <= 100:
-        raise ModelError(
-            f"allocation {text!r} must be cost with a budget of cycles from above 0% to 100% (cost 60%), "
-            "and by layer where only the layers' own errors are to count (cost 60% by layer)"
-        )
+    share, by_layer = cost_budget(text)
     if spec is None:
         raise ModelError("allocation by cost needs the spec on which cycles are counted")
     if work.sequential:
@@ -366,7 +382,7 @@ def _by_cost(
             errors.setdefault(op.name, []).append(error)
     whole = sum(layer_cycles(work.graph, op, work.weight(op), spec) for op in layers)
     cycles = {op.name: [layer_cycles(work.graph, op, w, spec) for w in weights[op.name]] for op in layers}
-    if match[2] is None:
+    if not by_layer:
         errors = output_errors(work.graph, weights, work.calibration)
     choices = {
         op.name: [
@@ -375,4 +391,4 @@ def _by_cost(
         ]
         for op in layers
     }
-    return {name: choice.pattern for name, choice in choose(choices, whole * float(match[1]) / 100).items()}
+    return {name: choice.pattern for name, choice in choose(choices, whole * share).items()}

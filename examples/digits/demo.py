@@ -26,7 +26,6 @@ from gossamer.compiler.backend.build import build_program
 from gossamer.compiler.frontend.export import export_model
 from gossamer.compiler.frontend.lower import lower
 from gossamer.compiler.passes import Options, import_model, run_passes
-from gossamer.sim.layers import layer_report
 from gossamer.sim.simulate import Simulator
 
 console = Console()
@@ -159,7 +158,7 @@ def show_layers(result: Result) -> None:
     table.add_column("pattern")
     for column in ("cycles", "array", "bound", "MACs", "nonzero"):
         table.add_column(column, justify="right")
-    for layer in layer_report(run):
+    for layer in run.layers:
         table.add_row(
             layer["name"],
             layer["pattern"],

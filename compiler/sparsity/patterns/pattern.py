@@ -80,8 +80,9 @@ def from_channel_rows(rows: Array, shape: tuple[int, ...]) -> Array:
 
 
 def percent(share: float) -> str:
-    """A share as patterns write it: 0.7 is "70%"."""
-    return f"{share * 100:.6g}%"
+    """A share as patterns write it, in four digits or as many as tell it from none and all: 0.7 is "70%"."""
+    text = f"{share * 100:.4g}%"
+    return f"{share * 100:.6g}%" if text in ("0%", "100%") else text
 
 
 def check_share(what: str, value: float) -> None:

@@ -3,6 +3,7 @@
 Everything here works on weights alone; allocation by cycles is in budget.py.
 """
 
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from gossamer.arch.errors import ModelError
 from gossamer.compiler.sparsity.patterns import Array
 
-__all__ = ["ALLOCATIONS", "allocate"]
+__all__ = ["ALLOCATIONS", "allocate", "check_allocation", "cost_budget"]
 
 Weights = Mapping[str, Array]
 Shares = dict[str, float]
@@ -22,9 +23,27 @@ def allocate(rule: str, weights: Weights, zeros: float) -> Shares:
     rule : one of ALLOCATIONS.  weights : [out, in / groups, *kernel] by layer.  zeros : share over all layers, 0 to 1.
     Raises ModelError for another rule.
     """
-    if rule not in ALLOCATIONS:
-        raise ModelError(f"allocation must be {', '.join(ALLOCATIONS)}, or cost with a budget (cost 60%), not {rule!r}")
+    check_allocation(rule)
     return ALLOCATIONS[rule](weights, zeros) if weights else {}
+
+
+def check_allocation(rule: str) -> None:
+    """Raise ModelError for what is neither one of ALLOCATIONS nor cost with a budget."""
+    if isinstance(rule, str) and rule.startswith("cost"):
+        cost_budget(rule)
+    elif rule not in ALLOCATIONS:
+        raise ModelError(f"allocation must be {', '.join(ALLOCATIONS)}, or cost with a budget (cost 60%), not {rule!r}")
+
+
+def cost_budget(rule: str) -> tuple[float, bool]:
+    """The share of cycles that "cost 60%" leaves, and whether only the layers' own errors count. Raises ModelError."""
+    match = re.fullmatch(r"cost\s+(\d+(?:\.\d+)?)\s*%(\s+by\s+layer)?", rule.strip())
+    if match is None or not 0 < float(match[1]) <= 100:
+        raise ModelError(
+            f"allocation {rule!r} must be cost with a budget of cycles from above 0% to 100% (cost 60%), "
+            "and by layer where only the layers' own errors are to count (cost 60% by layer)"
+        )
+    return float(match[1]) / 100, match[2] is not None
 
 
 def uniform(weights: Weights, zeros: float) -> Shares:

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gossamer.arch.program import Program
     from gossamer.arch.run import Run
     from gossamer.sim.breakdown import LayerParts
     from gossamer.trials import Trial
@@ -44,15 +46,20 @@ IDLE_LAYER = 0.1
 """A layer that keeps a smaller share of the MACs busy is named, with the reasons."""
 
 
-def explain(run: "Run", trials: "Iterable[Trial]" = ()) -> dict[str, Any]:
+def explain(what: "Run | Program | str | Path", trials: "Iterable[Trial]" = ()) -> dict[str, Any]:
     """Where the cycles of a run went (gossamer.sim.breakdown), with trials of changes, the best first.
 
-    Raises GossamerError when the Program has no notes on its layers.
+    what : a run; a Program, or its file, is simulated first (time only).  trials : of gossamer.trials.try_changes.
+
+    Raises GossamerError when the Program has no notes on its layers, and what loading and simulating raise.
     """
+    from gossamer.api import simulate
+    from gossamer.arch.run import Run
     from gossamer.inspection import host_stages
     from gossamer.sim.breakdown import break_down  # numba: only who has a run pays for it
     from gossamer.trials import best, ranked
 
+    run = what if isinstance(what, Run) else simulate(what)
     found, host = break_down(run), host_stages(run.program)
     tried = ranked(trials)
     helps = best(tried)
