@@ -1,5 +1,6 @@
 """What one change of spec or pattern would bring: each is compiled and simulated, nothing is estimated."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -155,7 +156,9 @@ def _measured(job: _Job, run: "Run", *, refine: bool, chains: bool) -> Trial:
 
     before, trial = run.program, _untried(job, run.program.spec)
     try:
-        program = compile(replace(job.network, notes=()), job.change.spec, refine=refine, chains=chains)
+        with warnings.catch_warnings():  # that nothing is left on the array is in the trial
+            warnings.simplefilter("ignore")
+            program = compile(replace(job.network, notes=()), job.change.spec, refine=refine, chains=chains)
         cycles = simulate(program, values=False, check=False).cycles
     except GossamerError as error:
         return replace(trial, reason=str(error))

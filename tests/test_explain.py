@@ -181,7 +181,9 @@ def test_what_runs_on_the_host_is_told(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_program_of_the_host_alone_says_why() -> None:
     network = two_layers()
     alone = replace(network, stages=network.stages[:1], outputs=("first.out",))
-    run = simulate(gossamer.compile(alone, SMALL), values=False)
+    with pytest.warns(UserWarning, match="nothing of 'two' runs on the accelerator"):
+        program = gossamer.compile(alone, SMALL)
+    run = simulate(program, values=False)
     with pytest.raises(GossamerError, match=r"'two' runs on the host alone: layer 'first' does not fit spec 'small'"):
         explain(run)
 
@@ -290,7 +292,10 @@ def test_changes_of_any_spec_are_specs(seed: int) -> None:
             assert change.spec.pes <= spec.pes
 
 
-def test_trials_that_move_layers_to_or_from_the_host_are_kept_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_trials_that_move_layers_to_or_from_the_host_are_kept_apart(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     network = two_layers()
     run = simulate(gossamer.compile(network, SMALL), values=False)
     tried = try_changes(network, run)
