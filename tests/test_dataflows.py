@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from support.networks import random_network
 
 from gossamer.arch.spec import ArchSpec
 from gossamer.compiler.backend.build import build_program, place_tensors
@@ -84,3 +86,10 @@ def test_zeros_are_left_in_where_leaving_them_out_takes_longer(workload, layer, 
     row = next(r for r in read(workload) if r["layer"] == layer)
     dense, zeros = (measure(build_program(layer_network(row, p), ArchSpec.load(spec))) for p in ("dense", pattern))
     assert zeros <= 1.01 * dense
+
+
+@pytest.mark.parametrize("seed", [3221, 165])
+def test_measuring_layers_by_themselves_never_makes_the_whole_slower(seed):
+    network, spec = random_network(np.random.default_rng(seed)), ArchSpec.load("sat-2of8")
+    measured = build_program(network, spec, measure=measure)
+    assert measure(measured) <= measure(build_program(network, spec))

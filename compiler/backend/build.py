@@ -41,9 +41,19 @@ def build_program(
 
     progress : called with (what is being done, done, total).
     chains : keep tensors between layers on chip where that saves time; they are not in the Program's symbol table.
-    measure : cycles of a Program, to choose mappings by (compiler/backend/refine.py); without it, by cost alone.
+    measure : cycles of a Program, to choose mappings by (compiler/backend/refine.py); without it, by cost alone. Layers
+    are measured by themselves, so the whole is then measured against the one by cost.
     Raises CapacityError when a layer cannot fit.
     """
+    by_cost = _build(network, spec, progress, chains, None)
+    if measure is None:
+        return by_cost
+    return min(_build(network, spec, progress, chains, measure), by_cost, key=measure)
+
+
+def _build(
+    network: Network, spec: ArchSpec, progress: Progress | None, chains: bool, measure: Measure | None
+) -> Program:
     placements = place_tensors(network, spec)
     groups: list[list[Mapped] | HostSegment] = []
     done, total = 0, len(network.layers)
