@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 Gossamer refused, the reason is the line on stderr; 2 the 
 """
 
 import json
-import re
 import sys
 import traceback
 import warnings
@@ -19,8 +18,28 @@ import typer
 import gossamer
 from gossamer import __version__, inspection, report
 from gossamer.arch.errors import GossamerError
-from gossamer.arch.spec import ArchSpec, json_schema, preset_names
+from gossamer.arch.spec import ArchSpec, json_schema
 from gossamer.files import check_output, load_arrays, save_arrays
+from gossamer.options import (
+    Allocation,
+    Calibration,
+    Chains,
+    Debug,
+    Dims,
+    Inputs,
+    Json,
+    Method,
+    Permute,
+    Refine,
+    Sequential,
+    Signed,
+    Sparsifier,
+    Sparsity,
+    as_options,
+    complete_spec,
+    parse_dims,
+    parse_patterns,
+)
 
 __all__ = ["app", "main"]
 
@@ -34,34 +53,6 @@ app = typer.Typer(
     help="Hardware/simulator co-design for sparse accelerators.",
     epilog="Exit codes: 0 done; 1 refused, for the reason on stderr; 2 wrong usage; 3 a bug in Gossamer.",
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, all else on stderr.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", envvar="GOSSAMER_DEBUG")]
-Sparsity = Annotated[
-    list[str] | None,
-    typer.Option(metavar="PATTERN", help="Prune to a pattern, such as 2:8, or LAYER=PATTERN; may be repeated."),
-]
-Sparsifier = Annotated[
-    str, typer.Option(metavar="NAME", help="What chooses the weights to prune: magnitude, wanda or sparsegpt.")
-]
-Allocation = Annotated[
-    str,
-    typer.Option(metavar="RULE", help="Zeros among layers: uniform, erk, lamp, global, or cycles: 'cost 60%'."),
-]
-Sequential = Annotated[
-    bool, typer.Option("--sequential", help="Prune a layer with the inputs it has after those before it were pruned.")
-]
-Method = Annotated[str, typer.Option(metavar="NAME", help="How ranges are chosen: minmax, percentile or entropy.")]
-Signed = Annotated[bool, typer.Option("--signed", help="Quantise activations to int8 instead of uint8.")]
-Permute = Annotated[
-    bool, typer.Option("--permute", help="Reorder channels inside the network to save steps and weights.")
-]
-Calibration = Annotated[
-    Path | None, typer.Option(metavar="NPZ", help="Inputs by name, to prune and to choose scales with.")
-]
-Dims = Annotated[
-    list[str] | None, typer.Option(metavar="NAME=VALUE", help="Fix a dimension of the model; may be repeated.")
-]
 
 
 def main() -> None:
@@ -90,28 +81,17 @@ def _command(function: Callable[P, None]) -> Callable[P, None]:
             else:
                 message, code = f"a bug in Gossamer ({type(error).__name__}: {error}); --debug shows where", 3
             typer.secho("error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
-            typer.echo(_as_options(message), err=True)
+            typer.echo(as_options(message), err=True)
             raise typer.Exit(code) from error
 
     app.command(no_args_is_help=False)(guarded)
     return guarded
 
 
-def _as_options(message: object) -> str:
-    """A message in one line, with the arguments of the API called by what they are here: dims={...} is --dim."""
-    text = re.sub(r"\bdims=\{(.*?)\}", lambda found: _dim_options(found[1]), " ".join(str(message).split()))
-    text = re.sub(r"\bdims=", "--dim", text)
-    return re.sub(r"\b(calibration|sparsity)=(?!\w)", r"--\1", text)
-
-
-def _dim_options(pairs: str) -> str:
-    return " ".join(f"--dim {name}=SIZE" for name in re.findall(r"'(.*?)': size", pairs))
-
-
 def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
     """A warning as one line on stderr."""
     typer.secho("warning: ", fg=typer.colors.YELLOW, bold=True, nl=False, err=True)
-    typer.echo(_as_options(message), err=True)
+    typer.echo(as_options(message), err=True)
 
 
 def _version(wanted: bool) -> None:
@@ -129,35 +109,8 @@ def _root(
     pass
 
 
-def _complete_spec(incomplete: str) -> list[str]:
-    """Preset names for the shell; with none that fits, the shell completes files."""
-    return [name for name in preset_names() if name.startswith(incomplete)]
-
-
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _dims(pairs: list[str]) -> dict[str, int]:
-    """name=value options as a mapping."""
-    dims = {}
-    for pair in pairs:
-        name, _, value = pair.partition("=")
-        if not name or not value.isascii() or not value.isdecimal() or int(value) == 0:
-            raise typer.BadParameter(f"{pair!r} must be NAME=VALUE with a positive integer, such as batch=1")
-        dims[name] = int(value)
-    return dims
-
-
-def _patterns(wishes: list[str]) -> dict[str, str] | None:
-    """PATTERN for all layers, or LAYER=PATTERN with a name or glob; later ones win."""
-    found = {}
-    for wish in wishes:
-        layer, equals, pattern = wish.rpartition("=")
-        if not pattern.strip() or (equals and not layer.strip()):
-            raise typer.BadParameter(f"{wish!r} must be PATTERN, such as 2:8, or LAYER=PATTERN, such as 'head*=2:8'")
-        found[layer or "*"] = pattern
-    return found or None
 
 
 def _api(name: str) -> Callable[..., Any]:
@@ -168,23 +121,13 @@ def _api(name: str) -> Callable[..., Any]:
     return function
 
 
-Inputs = Annotated[
-    Path | None,
-    typer.Option("--input", "-i", metavar="NPZ", help="Inputs by name, one set or several; random without it."),
-]
-Refine = Annotated[bool, typer.Option("--refine", help="Choose mappings and chains by simulating the best few.")]
-Chains = Annotated[
-    bool, typer.Option("--chains/--no-chains", help="Keep tensors between layers on chip, or all of them in DRAM.")
-]
-
-
 @_command
 def compile(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)],
     spec: Annotated[
         str,
         typer.Option(
-            "--spec", "-s", help="TOML file or preset name.", autocompletion=_complete_spec, show_default=False
+            "--spec", "-s", help="TOML file or preset name.", autocompletion=complete_spec, show_default=False
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Program file to write.", show_default=False)],
@@ -204,14 +147,14 @@ def compile(
 ) -> None:
     """Compile a model to a Program for an accelerator."""
     check_output(output, model=model, spec=spec, calibration=calibration)
-    dims = _dims(dim or [])
+    dims = parse_dims(dim or [])
     arch = ArchSpec.load(spec)
     arrays = load_arrays(calibration) if calibration else None
     with report.Progress() as progress:
         program = _api("compile")(
             model,
             arch,
-            sparsity=_patterns(sparsity or []),
+            sparsity=parse_patterns(sparsity or []),
             sparsifier=sparsifier,
             allocation=allocation,
             sequential=sequential,
@@ -286,7 +229,7 @@ def inspect(
         typer.Argument(
             metavar="TARGET",
             help="A spec (TOML file or preset name), a model (ONNX) or a Program; the content shows which it is.",
-            autocompletion=_complete_spec,
+            autocompletion=complete_spec,
             show_default=False,
         ),
     ],
@@ -302,7 +245,7 @@ def inspect(
     if toml and as_json:
         raise typer.BadParameter("--toml and --json exclude each other")
     if after is not None:
-        graph = inspection.graph_after(target, after, _dims(dim or []))
+        graph = inspection.graph_after(target, after, parse_dims(dim or []))
         if as_json:
             _print_json({"kind": "graph", "after": after, "text": graph})
         else:
@@ -326,7 +269,7 @@ def explain(
     spec: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SPEC]", help="TOML file or preset name.", autocompletion=_complete_spec, show_default=False
+            metavar="[SPEC]", help="TOML file or preset name.", autocompletion=complete_spec, show_default=False
         ),
     ] = None,
     sparsity: Sparsity = None,
@@ -378,7 +321,7 @@ def explain(
             arch = ArchSpec.load(spec)
             network = build_network(
                 target,
-                sparsity=_patterns(sparsity or []),
+                sparsity=parse_patterns(sparsity or []),
                 sparsifier=sparsifier,
                 allocation=allocation,
                 sequential=sequential,
@@ -386,7 +329,7 @@ def explain(
                 calibration=load_arrays(calibration) if calibration else None,
                 method=method,
                 signed=signed,
-                dims=_dims(dim or []) or None,
+                dims=parse_dims(dim or []) or None,
                 spec=arch,
                 products=arch.dynamic_operands,
                 progress=lambda name: progress(name, 0, 0),
@@ -413,7 +356,7 @@ def rtl(
         typer.Argument(
             metavar="[SPEC]",
             help="TOML file or preset name; --program brings its own.",
-            autocompletion=_complete_spec,
+            autocompletion=complete_spec,
             show_default=False,
         ),
     ] = None,
@@ -453,7 +396,7 @@ def rtl(
             program=program,
             model=model,
             arrays=load_arrays(inputs) if inputs else None,
-            dims=_dims(dim or []) or None,
+            dims=parse_dims(dim or []) or None,
             seed=seed,
             progress=progress,
         )
@@ -472,7 +415,7 @@ def verify(
         typer.Argument(
             metavar="[SPEC]...",
             help="TOML files or preset names; without any, four small machines.",
-            autocompletion=_complete_spec,
+            autocompletion=complete_spec,
             show_default=False,
         ),
     ] = None,
@@ -527,7 +470,7 @@ def verify(
             model=model,
             layers=layers.split(",") if layers else None,
             arrays=load_arrays(inputs) if inputs else None,
-            dims=_dims(dim or []) or None,
+            dims=parse_dims(dim or []) or None,
             count=10 if random is None else random,
             seed=seed,
             stalls=stalls,
@@ -545,7 +488,7 @@ def verify(
 @_command
 def coverage(
     spec: Annotated[
-        str, typer.Argument(metavar="[SPEC]", help="TOML file or preset name.", autocompletion=_complete_spec)
+        str, typer.Argument(metavar="[SPEC]", help="TOML file or preset name.", autocompletion=complete_spec)
     ] = "tiny",
     random: Annotated[int, typer.Option(metavar="N", help="Random legal programs.", min=0)] = 200,
     seed: Annotated[int, typer.Option(help="Of programs, power-on and stalls.", min=0)] = 1,
@@ -581,7 +524,7 @@ def synth(
     spec: Annotated[
         str,
         typer.Argument(
-            metavar="SPEC", help="TOML file or preset name.", autocompletion=_complete_spec, show_default=False
+            metavar="SPEC", help="TOML file or preset name.", autocompletion=complete_spec, show_default=False
         ),
     ],
     liberty: Annotated[

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import gossamer
-from gossamer import cli, inspection, report
+from gossamer import cli, inspection, options, report
 from gossamer.arch.errors import CapacityError
 from gossamer.arch.isa import Instruction, Op, to_matrix
 from gossamer.arch.program import AcceleratorStage, HostStage, LayerNote, Program, Segment
@@ -516,8 +516,8 @@ def test_progress_shows_long_work_on_a_terminal(
 
 
 def test_completion_offers_presets() -> None:
-    assert cli._complete_spec("") == preset_names()
-    assert cli._complete_spec("./") == []
+    assert options.complete_spec("") == preset_names()
+    assert options.complete_spec("./") == []
 
 
 def test_module_is_the_same_command_line() -> None:
