@@ -294,7 +294,7 @@ def test_a_bug_is_not_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_messages_name_the_options(ours: str, theirs: str) -> None:
-    assert cli._as_options(ours) == theirs
+    assert options.as_options(ours) == theirs
 
 
 def test_a_wish_without_a_pattern_names_the_option(tmp_path: Path) -> None:
