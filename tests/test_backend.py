@@ -232,3 +232,26 @@ def test_two_weight_chunks_of_almost_half_a_buffer_fit_whatever_their_order():
         chunk = Chunk(ring="weight", size=size, align=1, loads=[], last_use=use)
         assert ring.place(chunk)  # beside the one before, which is still in use
         ring.release(use - 1)
+
+
+def test_positions_beyond_the_map_are_not_computed():
+    """Four pixels share a beat, so tiles are four wide, and of the last one a single position is left."""
+    spec = ArchSpec.load("tiny").evolve(
+        columns=16, axi_bytes=16, group=2, depth=2, activation_bytes=64, output_bytes=640, dynamic_operands=False
+    )
+    rng = np.random.default_rng(0)
+    x = random_tensor(rng, "x", (1, 3, 1, 19))
+    conv, y = random_conv(rng, "conv", x, 16, (1, 3))
+    network = Network(name="n", tensors={"x": x, y.name: y}, stages=(conv,), inputs=("x",), outputs=(y.name,))
+    check_exact(network, spec, 0)
+
+
+@pytest.mark.parametrize("preset", ["edge", "dbb-4of8"])
+def test_pixels_between_strides_are_not_in_the_bound(preset):
+    rng = np.random.default_rng(0)
+    x = random_tensor(rng, "x", (2, 120, 9, 11))
+    conv, y = random_conv(rng, "conv", x, 120, (1, 1), stride=(2, 1), groups=120)
+    network = Network(name="n", tensors={"x": x, y.name: y}, stages=(conv,), inputs=("x",), outputs=(y.name,))
+    program = check_exact(network, ArchSpec.load(preset), 0)
+    read = 2 * 120 * 5 * 11  # rows 1, 3, 5 and 7 are not read
+    assert program.layers[0].read_beats < 1.5 * read / program.spec.axi_bytes

@@ -50,11 +50,19 @@ def bound(
     distinct = {(t.stream.values.tobytes(), t.stream.selects.tobytes()): t for s in streams for t in s.tiles}
     weights = sum(t.beats(spec) for t in distinct.values())
     n, k = problem.output.shape[:2]
-    inputs = 0 if kept_input else sum(prod(p.shape) for p in problem.inputs)
+    inputs = 0 if kept_input else _read(problem, 0) * _read(problem, 1) * sum(prod(p.shape[:2]) for p in problem.inputs)
     outputs = n * k * rows * pixels
     residual = outputs if problem.residual else 0
     read = weights + -(-(inputs + residual + 8 * k) // spec.axi_bytes)
     return array, read, 0 if kept_output else -(-outputs // spec.axi_bytes)
+
+
+def _read(problem: Problem, axis: int) -> int:
+    """Rows (axis 0) or pixels of a row (1) of the inputs that some position reads; strides may leave some out."""
+    first, size = problem.inputs[0].border[axis], problem.inputs[0].shape[2 + axis]
+    positions, taps = np.arange(problem.out[axis]), np.arange(problem.kernel[axis])
+    at = problem.origin[axis] - first + positions[:, None] * problem.stride[axis] + taps * problem.dilation[axis]
+    return np.unique(at[(at >= 0) & (at < size)]).size
 
 
 def search(problem: Problem, streams: tuple[UnitStreams, ...]) -> Mapping:

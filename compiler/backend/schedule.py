@@ -292,10 +292,11 @@ class _UnitSchedule:
         row = bank(problem, self.mapping.bands[macro.band])[1]
         pixel = problem.pixel_bytes
         stride = problem.bank_stride
-        corners = [(y, x) for y in range(0, macro.tile[0], ny) for x in range(0, macro.tile[1], nx)]
+        across = min(macro.tile[1], macro.pixels)  # a tile of whole beats may be wider than what is left of the map
+        corners = [(y, x) for y in range(0, macro.tile[0], ny) for x in range(0, across, nx)]
         parameter, first = self.layer.parameter_chunk(tile.output_block, macro, self.kept)
         for at, (y, x) in enumerate(corners):
-            rows, pixels = min(ny, macro.tile[0] - y), min(nx, macro.tile[1] - x)
+            rows, pixels = min(ny, macro.tile[0] - y), min(nx, across - x)
             matmuls = [(c, p) for c in range(len(parts)) for p in range(len(placed[c][t]))]
             for n, (c, p) in enumerate(matmuls):
                 piece = placed[c][t][p]
