@@ -296,12 +296,16 @@ def _model_campaign(
     from gossamer.api import compile
     from gossamer.compiler.passes import build_network
 
-    network = build_network(model, calibration=arrays, dims=dims)
-    if layers is not None:
-        what = f"layers {','.join(layers)} of {network.name}"
-        return [tally(s, what, layer_cases(network, layers, s, seed), seed=seed, **options) for s in specs]
+    # Two kinds of spec at most: with products of activations and without.
+    kinds = {spec.dynamic_operands for spec in specs}
+    networks = {kind: build_network(model, calibration=arrays, dims=dims, products=kind) for kind in kinds}
     rows = []
     for spec in specs:
+        network = networks[spec.dynamic_operands]
+        if layers is not None:
+            what = f"layers {','.join(layers)} of {network.name}"
+            rows.append(tally(spec, what, layer_cases(network, layers, spec, seed), seed=seed, **options))
+            continue
         answers = _Answers(model)
         cases = program_cases(compile(network, spec), arrays, seed)
         # A class means something where the inputs do.

@@ -201,3 +201,16 @@ def test_waves(tmp_path: Path) -> None:
     assert all(name in done.stderr for name in missing)
     assert "must end in .vcd or .fst" in call(spec, "--wave", tmp_path / "a.png").stderr
     assert build.missing_headers("stdio.h", "no_such_header.h") == ["no_such_header.h"]
+
+
+def test_models_keep_their_products_of_activations(tmp_path, monkeypatch):
+    nodes = [helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]), helper.make_node("MatMul", ["x", "t"], ["y"])]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 8, w]) for n, w in (("x", 16), ("y", 8)))
+    graph = helper.make_graph(nodes, "product", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "p.onnx")
+    made, cases = [], campaign.program_cases
+    monkeypatch.setattr(campaign, "program_cases", lambda program, *rest: made.append(program) or cases(program, *rest))
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(1, 8, 16)).astype(np.float32))
+    (row,) = rows("tiny", "--model", tmp_path / "p.onnx", "--input", tmp_path / "x.npz")
+    assert row["mismatches"] == 0
+    assert "matmul" in [note.kind for note in made[0].layers]
