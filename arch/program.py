@@ -138,7 +138,7 @@ class Program:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        host = len(self.stages) - len(self.accelerator_stages)
+        host = len(self.host_stages)
         parts = [f"{len(self.layers)} layers", f"{len(self.instructions):,} instructions"]
         parts += [f"{host} host stages"] if host else []
         return f"<Program {self.name!r} for {self.spec.name}: {', '.join(parts)}>"
@@ -166,6 +166,11 @@ class Program:
     def accelerator_stages(self) -> tuple[AcceleratorStage, ...]:
         """The stages that run on the array."""
         return tuple(s for s in self.stages if isinstance(s, AcceleratorStage))
+
+    @property
+    def host_stages(self) -> tuple[HostStage, ...]:
+        """The stages that run on the host."""
+        return tuple(s for s in self.stages if isinstance(s, HostStage))
 
     @property
     def bound(self) -> float:

@@ -63,7 +63,6 @@ def compile(
     Warns of every layer that cannot hold the pattern asked for and is left as it is. What the spec cannot run becomes
     a host stage, with the reason; that all of it does is worth a warning. Raises SpecError or ModelError.
     """
-    from gossamer.arch.program import HostStage
     from gossamer.compiler.backend.build import build_program
     from gossamer.compiler.backend.fallback import fitted
     from gossamer.compiler.layers import Network
@@ -99,7 +98,7 @@ def compile(
             notes(note)
     program = build_program(fitted(network, arch), arch, progress, chains=chains, measure=_cycles if refine else None)
     if not program.accelerator_stages:
-        reasons = "; ".join(s.reason for s in program.stages if isinstance(s, HostStage)) or "it computes nothing"
+        reasons = "; ".join(s.reason for s in program.host_stages) or "it computes nothing"
         warnings.warn(f"nothing of {program.name!r} runs on the accelerator: {reasons}", stacklevel=2)
     return program
 

@@ -36,6 +36,7 @@ from gossamer.options import (
     Sparsifier,
     Sparsity,
     as_options,
+    check_inputs,
     complete_spec,
     parse_dims,
     parse_patterns,
@@ -384,10 +385,7 @@ def rtl(
         raise typer.BadParameter("--program excludes --model and --dim: a Program is compiled")
     if spec is None and program is None:
         raise typer.BadParameter("SPEC or --program must say which hardware")
-    if inputs is not None and program is None and model is None:
-        raise typer.BadParameter("--input needs --program or --model")
-    if dim and model is None:
-        raise typer.BadParameter("--dim needs --model")
+    check_inputs(inputs, dim, program, model)
     check_output(output, spec=spec)
     check_output(output / "gossamer.toml", spec=spec)
     with report.Progress() as progress:
@@ -456,10 +454,7 @@ def verify(
         raise typer.BadParameter("--model needs SPEC and excludes --random")
     if layers is not None and (model is None or inputs is not None):
         raise typer.BadParameter("--layers needs --model and excludes --input: layers run on random codes")
-    if inputs is not None and program is None and model is None:
-        raise typer.BadParameter("--input needs --program or --model")
-    if dim and model is None:
-        raise typer.BadParameter("--dim needs --model")
+    check_inputs(inputs, dim, program, model)
     if wave is not None and program is None and len(specs or ()) != 1:
         raise typer.BadParameter("--wave needs one SPEC or --program: a file shows one machine")
     check_output(wave, Program=program, model=model, input=inputs, spec=specs)

@@ -128,7 +128,7 @@ def inspect_program(program: Program) -> dict[str, Any]:
 
 def host_stages(program: Program) -> list[dict[str, Any]]:
     """The parts of a Program that run on the host: which, why, and their share of all MACs, None where not known."""
-    host = [stage for stage in program.stages if isinstance(stage, HostStage)]
+    host = program.host_stages
     unknown = any(stage.macs == UNKNOWN_MACS for stage in host)
     macs = None if unknown else sum(stage.macs for stage in host) + sum(note.macs for note in program.layers)
     return [
@@ -174,7 +174,7 @@ def inspect_run(run: Run, *, trace: bool = False) -> dict[str, Any]:
         "utilisation": useful / slots if useful and slots else None,
         "outputs": [{"name": n, "dtype": str(v.dtype), "shape": list(v.shape)} for n, v in run.outputs.items()],
         "stages": [{"name": stage.name, "cycles": stage.cycles} for stage in run.stages],
-        "host": [{"name": s.name, "reason": s.reason} for s in program.stages if isinstance(s, HostStage)],
+        "host": [{"name": s.name, "reason": s.reason} for s in program.host_stages],
         "layers": run.layers,
         "units": units,
         "counters": counters,

@@ -24,6 +24,7 @@ __all__ = [
     "Sparsifier",
     "Sparsity",
     "as_options",
+    "check_inputs",
     "complete_spec",
     "parse_dims",
     "parse_patterns",
@@ -91,6 +92,14 @@ def parse_patterns(wishes: list[str]) -> dict[str, str] | None:
             raise typer.BadParameter(f"{wish!r} must be PATTERN, such as 2:8, or LAYER=PATTERN, such as 'head*=2:8'")
         found[layer or "*"] = pattern
     return found or None
+
+
+def check_inputs(inputs: Path | None, dim: list[str] | None, program: Path | None, model: Path | None) -> None:
+    """Refuse --input without what takes it, and --dim without a model."""
+    if inputs is not None and program is None and model is None:
+        raise typer.BadParameter("--input needs --program or --model")
+    if dim and model is None:
+        raise typer.BadParameter("--dim needs --model")
 
 
 def as_options(message: object) -> str:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from gossamer.arch.errors import GossamerError
 from gossamer.arch.isa import SEMAPHORES, Unit
-from gossamer.arch.program import HostStage
 from gossamer.arch.run import EVENT_FIELDS, Run, StageRun
 from gossamer.drawing import HATCH, PARTS, figure, frame, save, short
 from gossamer.explanation import INSIDE
@@ -421,8 +420,7 @@ def _draw_strip(axes: Axes, run: Run, spans: list[_Span], begin: int, cycles: in
 
 def _boundary(run: Run, stages: int) -> str:
     """What the line between stages means, if there is one: mostly that the host runs there, in no time."""
-    host = any(isinstance(stage, HostStage) for stage in run.program.stages)
-    return "" if stages < 2 else "the host runs" if host else "next stage"
+    return "" if stages < 2 else "the host runs" if run.program.host_stages else "next stage"
 
 
 def _stall_legend(axes: Axes, units: list[Unit], *, hatched: bool, stages: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gossamer.arch.errors import GossamerError
-from gossamer.arch.program import HostStage, Program
+from gossamer.arch.program import Program
 from gossamer.arch.spec import ArchSpec
 from gossamer.changes import Change, changes
 
@@ -127,12 +127,12 @@ def _room(run: "Run") -> dict[str, float]:
 
     found = break_down(run)
     array = sum(layer.bound for layer in found.layers if layer.limit == "array")
-    host = sum(max(1.0, stage.macs / run.program.spec.peak_macs) for stage in _host(run.program).values())
+    host = sum(max(1.0, stage.macs / run.program.spec.peak_macs) for stage in run.program.host_stages)
     return {**found.total.to_dict(), "array": array, "bus": found.bound - array, "host": host}
 
 
-def _host(program: Program) -> dict[str, HostStage]:
-    return {stage.name: stage for stage in program.stages if isinstance(stage, HostStage)}
+def _host(program: Program) -> list[str]:
+    return [stage.name for stage in program.host_stages]
 
 
 def _untried(job: _Job, spec: ArchSpec, reason: str = "") -> Trial:

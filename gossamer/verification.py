@@ -152,17 +152,12 @@ def memory_with(
 ) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.generic]]]:
     """DRAM before the first stage, inputs included: uint8 [dram_bytes]; and the inputs of host stages.
 
-    Raises ModelError for an input that is missing or does not fit.
+    Raises ModelError for an input that is missing, unknown or does not fit.
     """
-    dram, held = program.memory(), {}
-    for name in program.inputs:
-        if name not in inputs:
-            raise ModelError(f"input {name!r} is missing; the Program takes {', '.join(program.inputs)}")
-        if name in program.tensors:
-            _write(program.tensors[name], program.quantise_input(name, np.asarray(inputs[name])), dram)
-        else:
-            held[name] = np.asarray(inputs[name], dtype=program.host_types[name][0])
-    return dram, held
+    from gossamer.sim.simulate import take_inputs
+
+    dram = program.memory()
+    return dram, take_inputs(program, inputs, dram)
 
 
 def _host_stage(

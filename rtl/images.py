@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from gossamer.arch import isa
 from gossamer.arch.errors import ProgramError
-from gossamer.arch.program import AcceleratorStage, HostStage, Program
+from gossamer.arch.program import AcceleratorStage, Program
 from gossamer.arch.spec import ArchSpec
 from gossamer.rtl.example import example
 
@@ -41,12 +41,11 @@ def check(program: Program, spec: ArchSpec) -> None:
             f"Program {program.name!r} was compiled for spec {program.spec.name!r}, which is other hardware than "
             f"{spec.name!r}: {'; '.join(shown)}{more}. Compile it for {spec.name!r}, or leave SPEC out"
         )
-    for stage in program.stages:
-        if isinstance(stage, HostStage):
-            raise ProgramError(
-                f"Program {program.name!r} leaves {stage.name!r} to the host ({stage.reason}), which a bench does not "
-                f"have; `gossamer verify --program` runs both in turn"
-            )
+    for stage in program.host_stages:
+        raise ProgramError(
+            f"Program {program.name!r} leaves {stage.name!r} to the host ({stage.reason}), which a bench does not "
+            f"have; `gossamer verify --program` runs both in turn"
+        )
     if len(program.stages) != 1:
         raise ProgramError(f"Program {program.name!r} has {len(program.stages)} stages; the bench starts one")
 

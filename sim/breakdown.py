@@ -52,7 +52,7 @@ from gossamer.arch.access import (
 from gossamer.arch.errors import GossamerError
 from gossamer.arch.isa import Encoding, LoadKind, Op, Unit
 from gossamer.arch.layers import CAUSES, stalls
-from gossamer.arch.program import AcceleratorStage, HostStage, LayerNote, Program
+from gossamer.arch.program import AcceleratorStage, LayerNote, Program
 from gossamer.arch.run import EVENT_FIELDS, Run, StageRun
 from gossamer.arch.spec import ArchSpec
 from gossamer.arch.stream import record_bytes
@@ -171,7 +171,7 @@ def break_down(run: Run) -> Breakdown:
 
 
 def _host_reasons(program: Program) -> str:
-    return "; ".join(dict.fromkeys(s.reason for s in program.stages if isinstance(s, HostStage)))
+    return "; ".join(dict.fromkeys(s.reason for s in program.host_stages))
 
 
 # ---- one stage ----

@@ -18,7 +18,7 @@ from gossamer.arch.access import Accesses, Space, dependencies
 from gossamer.arch.errors import ProgramError, SimulationError
 from gossamer.arch.isa import SEMAPHORE_MAX, SEMAPHORES, LoadKind, Op, Unit, column, disassemble
 from gossamer.arch.jit import jit
-from gossamer.arch.program import AcceleratorStage, HostStage, Program
+from gossamer.arch.program import AcceleratorStage, Program
 from gossamer.arch.spec import ArchSpec
 from gossamer.sim.contents import check_contents
 from gossamer.sim.legal import check_legal, refuse, touched_ranges
@@ -78,7 +78,7 @@ def _changing(program: Program, touched: list[Accesses]) -> Rows:
     for t in touched:
         written = (t.space == Space.DRAM) & (t.write == 1)
         ranges.append(np.stack([t.low[written], t.high[written]], axis=1))
-    host = {n for s in program.stages if isinstance(s, HostStage) for n in s.outputs} | set(program.inputs)
+    host = {n for s in program.host_stages for n in s.outputs} | set(program.inputs)
     tensors = [program.tensors[n] for n in sorted(host) if n in program.tensors]
     ranges.append(np.array([(t.address, t.address + t.size) for t in tensors], dtype=np.int64).reshape(-1, 2))
     together = np.concatenate(ranges)

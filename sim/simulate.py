@@ -16,7 +16,7 @@ from gossamer.sim.host import HostRunner
 from gossamer.sim.statistics import statistics
 from gossamer.sim.values import run_values
 
-__all__ = ["Simulator", "run_batch", "simulate"]
+__all__ = ["Simulator", "run_batch", "simulate", "take_inputs"]
 
 Array = NDArray[np.generic]
 Progress = Callable[[str, int, int], object]
@@ -112,7 +112,7 @@ class Simulator:
         if not values:
             return Run(program=self.program, stages=self.stages, statistics=self._statistics)
         dram = self._image.copy()
-        held = _take_inputs(self.program, {} if inputs is None else inputs, dram, codes)
+        held = take_inputs(self.program, {} if inputs is None else inputs, dram, codes)
         for stage in self.program.stages:
             if isinstance(stage, HostStage):
                 self._run_host(stage, held, dram)
@@ -164,10 +164,13 @@ def _traces(program: Program, trace: Trace | Sequence[Trace] | None) -> list[Tra
     return list(traces)
 
 
-def _take_inputs(
-    program: Program, inputs: Mapping[str, ArrayLike], dram: NDArray[np.uint8], codes: bool
+def take_inputs(
+    program: Program, inputs: Mapping[str, ArrayLike], dram: NDArray[np.uint8], codes: bool = False
 ) -> dict[str, Array]:
-    """Write the tensors among the inputs into DRAM and return the others, which belong to host stages."""
+    """Write the tensors among the inputs into DRAM and return the others, which belong to host stages.
+
+    codes : see Program.quantise_input. Raises ModelError for inputs that are missing, unknown or do not fit.
+    """
     if not isinstance(inputs, Mapping):
         raise ModelError(
             f"inputs must be {{name: array}}, not {type(inputs).__name__}; the Program takes {_describe(program)}"

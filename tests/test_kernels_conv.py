@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.layers import codes
 
 from gossamer.arch.errors import GossamerError
 from gossamer.kernels import conv2d, max_pool2d, sum_pool2d
@@ -41,12 +42,6 @@ def conv_oracle(
         first = n // per_group * fan_in
         outputs.append((seen[:, first : first + fan_in] * weight[n].astype(np.int64)[:, None, None]).sum((1, 4, 5)))
     return np.stack(outputs, axis=1)
-
-
-def codes(rng: np.random.Generator, shape: tuple[int, ...], signed: bool, extreme: bool) -> NDArray[Any]:
-    low, high = (-128, 127) if signed else (0, 255)
-    values = rng.choice([low, high], shape) if extreme else rng.integers(low, high + 1, shape)
-    return values.astype(np.int8 if signed else np.uint8)
 
 
 @st.composite

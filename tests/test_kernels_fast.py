@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.layers import check_form, codes
 
-from gossamer.arch import numerics
 from gossamer.arch.errors import GossamerError
 from gossamer.arch.numerics import Requant
 from gossamer.kernels import BSR, CSR, NM, Dense, Layer, Weight, aligned_empty, choose, prepare
@@ -24,12 +24,6 @@ VECTORS = frozenset({"avx512vnni", "avx512vbmi"})
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("GOSSAMER_PORTABLE", str(int(request.param == "portable")))
     return str(request.param)
-
-
-def codes(rng: np.random.Generator, shape: tuple[int, ...], signed: bool, extreme: bool = False) -> NDArray[Any]:
-    low, high = (-128, 127) if signed else (0, 255)
-    values = rng.choice([low, high], shape) if extreme else rng.integers(low, high + 1, shape)
-    return values.astype(np.int8 if signed else np.uint8)
 
 
 def sparse(rng: np.random.Generator, n: int, k: int, density: float, extreme: bool = False) -> NDArray[np.int8]:
@@ -168,34 +162,10 @@ def test_codes(path: str, name: str, form: str) -> None:
     count, n, k = 13, 70, 133
     signed = "table" in form
     weight, x = as_format(name, sparse(rng, n, k, 0.2)), codes(rng, (count, k), False)
-    bias = rng.integers(-5000, 5000, n).astype(np.int32)
     q = halves(rng, n, signed)
     if form == "float32":
         q = replace(q, multiplier=q.multiplier >> 4)
-    if form != "float32":
-        bias[:10] = 2**25
-    if form.startswith("int64"):
-        bias[10:20] = rng.choice([-(2**31), 2**31 - 1], 10)
-    residual, table = None, None
-    if "residual" in form:
-        q = replace(q, residual_multiplier=65535, residual_shift=9, residual_zero_point=2)
-        residual = codes(rng, (count, n), signed)
-    if "table" in form:
-        table = codes(rng, (256,), signed)
-    layer = prepare(
-        weight,
-        zero_point=3,
-        bias=bias,
-        requant=q,
-        result="int8" if signed else "uint8",
-        residual=None if residual is None else residual.dtype.name,  # type: ignore[arg-type]
-        table=table,
-        features=VECTORS,
-    )
-    out = layer(x, residual=residual)
-    expected = numerics.requantise(product(x, 3, weight).astype(np.int32), bias, q, residual, table)
-    assert out.dtype == (np.int8 if signed else np.uint8)
-    assert np.array_equal(out, expected)
+    check_form(rng, form, weight, x, product(x, 3, weight), q, features=VECTORS)
 
 
 def test_small_layer_by_any_means() -> None:

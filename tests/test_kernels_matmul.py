@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.layers import codes
 
 from gossamer.arch.errors import GossamerError
 from gossamer.kernels import BSR, CSR, NM, Dense, Weight, bsr_matmul, csr_matmul, dense_matmul, nm_matmul, spmm
@@ -15,13 +16,6 @@ from gossamer.kernels import BSR, CSR, NM, Dense, Weight, bsr_matmul, csr_matmul
 def oracle(x: NDArray[Any], dense: NDArray[np.int8], zero_point: int) -> NDArray[np.int64]:
     """The product in int64."""
     return (x.astype(np.int64) - zero_point) @ dense.astype(np.int64).T
-
-
-def codes(rng: np.random.Generator, shape: tuple[int, ...], signed: bool, extreme: bool) -> NDArray[Any]:
-    """Random activation codes, or only the smallest and the largest."""
-    low, high = (-128, 127) if signed else (0, 255)
-    values = rng.choice([low, high], shape) if extreme else rng.integers(low, high + 1, shape)
-    return values.astype(np.int8 if signed else np.uint8)
 
 
 def formats_of(dense: NDArray[np.int8], m: int, block: tuple[int, int]) -> list[Weight]:

@@ -130,11 +130,11 @@ def make_problem(
         inputs = tuple(_flat(p, spec) for p in inputs)
         output = _flat(output, spec)
         residual = _flat(residual, spec) if residual else None
-    seen = stack(layer, inputs[0], output, spec) if flat is None else None
-    stacked = output.blocks if seen else 1
-    if seen:
-        layer, output = seen[0], seen[2]
-        inputs = (seen[1],)
+    stacked = 1
+    if flat is None and (seen := stack(layer, inputs[0], output, spec)):
+        stacked = output.blocks
+        layer, tall, output = seen
+        inputs = (tall,)
     border = inputs[0].border
     problem = Problem(
         layer=layer,

@@ -6,8 +6,9 @@ would: the same bytes are one block of taller maps, and every lane gets some.
 """
 
 from dataclasses import replace
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from gossamer.arch.layout import Placement
 from gossamer.arch.spec import ArchSpec
@@ -28,20 +29,17 @@ def stack(
     stride = (source.rows, 1)
     seen: Conv | MaxPool = replace(layer, stride=stride)
     if isinstance(layer, Conv):
-        if layer.residual or layer.groups != blocks * block or not all(map(_alike, _by_channel(layer), [blocks] * 3)):
+        by_channel: dict[str, NDArray[Any]] = {"weight": layer.weight, "bias": layer.bias, "scale": layer.scale}
+        if layer.residual or layer.groups != blocks * block or not all(_alike(v, blocks) for v in by_channel.values()):
             return None
-        weight, bias, scale = (values[:block] for values in _by_channel(layer))
-        seen = replace(layer, weight=weight, bias=bias, scale=scale, groups=block, stride=stride)
+        first: dict[str, Any] = {name: values[:block] for name, values in by_channel.items()}
+        seen = replace(layer, **first, groups=block, stride=stride)
     n, _, h, w = source.shape
     tall = replace(source, shape=(n, block, (blocks - 1) * source.rows + h, w))
     return seen, tall, replace(output, shape=(n, block, blocks, 1))
 
 
-def _by_channel(layer: Conv) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return layer.weight, layer.bias, layer.scale
-
-
-def _alike(values: np.ndarray, blocks: int) -> bool:
+def _alike(values: NDArray[Any], blocks: int) -> bool:
     """Whether all blocks have the same values. values : [channels, ...]."""
     parts = values.reshape(blocks, -1)
     return bool((parts == parts[0]).all())

@@ -120,14 +120,16 @@ def _pack_tile(
     fill: bool,
 ) -> TileStream:
     """Pack one tile, keeping zeros when told to or when that costs hardly a step and lets selects be implied."""
+    full = _with_zeros(addresses, part, real, spec) if fill else None
+    if full is not None:
+        return TileStream(output_block=ob, index=j, stream=full, encoding=Encoding.DENSE, weights=part, inputs=real)
     stream = pack(addresses, part, spec)
     encoding = best_encoding(stream, spec)
     inputs = None
     used = int(np.count_nonzero(part.any(axis=0)))
-    implied = encoding is not Encoding.DENSE and used and np.count_nonzero(part) > 0.75 * real.size * used
-    if real.size and (implied or fill):
-        full = pack(addresses[real], part[real], spec, keep_zeros=True)
-        if (fill or full.steps <= 1.01 * stream.steps) and best_encoding(full, spec) is Encoding.DENSE:
+    if encoding is not Encoding.DENSE and used and np.count_nonzero(part) > 0.75 * real.size * used:
+        full = _with_zeros(addresses, part, real, spec)
+        if full is not None and full.steps <= 1.01 * stream.steps:
             stream, encoding, inputs = full, Encoding.DENSE, real
     if stream.steps == 0:  # accumulators still have to be set
         stream = StepStream(
@@ -137,6 +139,14 @@ def _pack_tile(
         )
         encoding = Encoding.DENSE
     return TileStream(output_block=ob, index=j, stream=stream, encoding=encoding, weights=part, inputs=inputs)
+
+
+def _with_zeros(
+    addresses: NDArray[np.int64], part: NDArray[np.int8], real: NDArray[np.int64], spec: ArchSpec
+) -> StepStream | None:
+    """A tile with slots for the zeros of these inputs; None where there are none, or DENSE records do not hold it."""
+    full = pack(addresses[real], part[real], spec, keep_zeros=True) if real.size else None
+    return full if full is not None and best_encoding(full, spec) is Encoding.DENSE else None
 
 
 def _apart(problem: Problem) -> int:
